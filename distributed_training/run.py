@@ -1,0 +1,245 @@
+"""The run spec: the TOML file that says what is trained, how it is averaged and what is paid for.
+
+`run_id` is the name and a short hash of the whole spec, so two neurons with different specs never mix. Each section
+is a frozen dataclass that a component receives; unknown keys, missing keys and impossible values are refused with
+the remedy. Load with `load_run("runs/nano.toml")`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from template.errors import ConfigurationError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigurationError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """`family` names the transformers architecture; `config` its keyword arguments (vocab_size comes from the data)."""
+
+    family: Literal["gpt2", "llama"]
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where the text comes from. A page is the unit of assignment, a sample one sequence of `sequence_length` tokens.
+
+    `source`: `stdlib` (the sources of the running Python's standard library), `text` (a folder of text files),
+    `parquet` or `jsonl` (a folder with FineWeb's columns). `page_size` is in bytes for text, in rows for the others.
+    `max_uids` and `pages_per_epoch` bound what one epoch can assign; `held_out_pages` are never assigned to anyone.
+    """
+
+    source: Literal["stdlib", "text", "parquet", "jsonl"]
+    path: str = ""
+    tokenizer: str
+    sequence_length: int
+    page_size: int
+    pages_per_micro_batch: int
+    pages_per_epoch: int
+    max_uids: int
+    held_out_pages: int
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_length", "page_size", "pages_per_micro_batch", "pages_per_epoch", "max_uids"):
+            _require(getattr(self, name) >= 1, f"data.{name} must be at least 1")
+        _require(self.held_out_pages >= 0, "data.held_out_pages must not be negative")
+        _require(
+            self.pages_per_epoch % self.pages_per_micro_batch == 0,
+            "data.pages_per_epoch must be a multiple of data.pages_per_micro_batch",
+        )
+        _require(self.source == "stdlib" or bool(self.path), f"data.path is needed for the source '{self.source}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """AdamW, its schedule as a function of the epoch alone (linear warm-up, then cosine), and gradient clipping."""
+
+    learning_rate: float
+    minimum_learning_rate: float
+    warmup_epochs: int
+    decay_epochs: int
+    beta1: float
+    beta2: float
+    epsilon: float
+    weight_decay: float
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "optimizer.learning_rate must be positive")
+        _require(
+            0 <= self.minimum_learning_rate <= self.learning_rate,
+            "optimizer.minimum_learning_rate must lie between 0 and optimizer.learning_rate",
+        )
+        _require(
+            0 <= self.warmup_epochs < self.decay_epochs,
+            "optimizer.warmup_epochs must be smaller than optimizer.decay_epochs",
+        )
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name} must lie in [0, 1)")
+        _require(self.epsilon > 0, "optimizer.epsilon must be positive")
+        _require(self.clip_norm > 0, "optimizer.clip_norm must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSpec:
+    """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`."""
+
+    target_samples: int
+    max_blocks: int
+    min_miners: int
+
+    def __post_init__(self) -> None:
+        for name in ("target_samples", "max_blocks", "min_miners"):
+            _require(getattr(self, name) >= 1, f"epoch.{name} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragingSpec:
+    """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits."""
+
+    codec: str
+    connect_seconds: float
+    exchange_seconds: float
+    commit_seconds: float
+    quorum: float
+
+    def __post_init__(self) -> None:
+        for name in ("connect_seconds", "exchange_seconds", "commit_seconds"):
+            _require(getattr(self, name) > 0, f"averaging.{name} must be positive")
+        _require(0.5 < self.quorum <= 1, "averaging.quorum must lie in (0.5, 1]: less than half lets two groups commit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSpec:
+    """What a record shows and how many are recomputed.
+
+    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch;
+    a record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
+    agreement that is paid.
+    """
+
+    coordinates: int
+    records_per_miner: int
+    loss_tolerance: float
+    gradient_tolerance: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
+        _require(self.records_per_miner >= 1, "audit.records_per_miner must be at least 1")
+        _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringSpec:
+    """Scores to weights. `bandwidth_share` is beta of the formula, `reference_rate` the bytes/s of full bandwidth.
+
+    After a failed audit a miner earns nothing for `penalty_epochs`. Weights are set every `weights_interval` blocks.
+    """
+
+    ema: float
+    bandwidth_share: float
+    reference_rate: float
+    penalty_epochs: int
+    weights_interval: int
+    version_key: int
+
+    def __post_init__(self) -> None:
+        _require(0 < self.ema <= 1, "scoring.ema must lie in (0, 1]")
+        _require(0 <= self.bandwidth_share <= 1, "scoring.bandwidth_share must lie in [0, 1]")
+        _require(self.reference_rate > 0, "scoring.reference_rate must be positive")
+        _require(self.penalty_epochs >= 0, "scoring.penalty_epochs must not be negative")
+        _require(self.weights_interval >= 1, "scoring.weights_interval must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One model being trained."""
+
+    name: str
+    seed: int
+    strategy: str
+    precision: Literal["float32", "bfloat16"]
+    model: ModelSpec
+    data: DataSpec
+    optimizer: OptimizerSpec
+    epoch: EpochSpec
+    averaging: AveragingSpec
+    audit: AuditSpec
+    scoring: ScoringSpec
+
+    def __post_init__(self) -> None:
+        ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
+        _require(bool(ok) and len(self.name) <= 64, "name must be 1-64 of a-z, 0-9 and '-'")
+
+    @property
+    def run_id(self) -> str:
+        """Name and the first 12 hex digits of sha256 over the canonical JSON of the spec."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def load_run(path: str | Path) -> RunSpec:
+    """Read a run spec.
+
+    Raises:
+        ConfigurationError: no such file, not TOML, unknown or missing key, wrong type or impossible value.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(str(p) for p in path.parent.glob("*.toml"))) or "none in that folder"
+        raise ConfigurationError(f"no run file at {path}; run files there: {known}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from error
+    try:
+        return typing.cast(RunSpec, _build(RunSpec, table, ""))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _build(cls: type, table: Mapping[str, Any], prefix: str) -> Any:
+    """Fill a dataclass from a table, refusing unknown and missing keys and wrong types by their dotted name."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in table:
+        _require(key in fields, f"unknown key '{prefix}{key}'; known: {', '.join(sorted(fields))}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in table:
+            values[name] = _convert(hints[name], table[name], prefix + name)
+        else:
+            _require(field.default is not dataclasses.MISSING, f"missing key '{prefix}{name}'")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
+        return _build(typing.cast(type, hint), value, f"{name}.")
+    if origin is Literal:
+        allowed = typing.get_args(hint)
+        _require(value in allowed, f"'{name}' must be one of {', '.join(map(str, allowed))}; found {value!r}")
+        return value
+    if origin is not None and issubclass(origin, Mapping):
+        _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
+        return dict(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    _require(type(value) is hint, f"'{name}' must be of type {hint.__name__}; found {value!r}")
+    return value

@@ -1,0 +1,127 @@
+"""Every error this project raises on purpose, in one tree.
+
+    SubnetError
+    ├── ConfigurationError      a flag, environment value or run file is wrong; the message names the remedy
+    ├── WalletError             a key file is missing or cannot be read
+    ├── ChainFault              the chain
+    │   ├── ChainUnavailable    no answer, or not a chain
+    │   ├── ChainRefused        an extrinsic failed; `.code` is the SDK's error code
+    │   └── NotRegistered       the hotkey has no uid on the subnet
+    ├── WireError               one neuron talking to another
+    │   ├── Unreachable         no connection
+    │   ├── DeadlineExceeded    no complete answer in time
+    │   ├── Refused             the other side answered with an error status; `.status`, `.reason`
+    │   └── BadResponse         the answer is unsigned, wrongly signed, too large or not of the right shape
+    ├── DataError               the corpus
+    │   ├── CorpusTooSmall      fewer pages than one epoch needs
+    │   └── SourceUnavailable   pages cannot be read now
+    ├── StateError              model and optimiser state
+    │   ├── StateMismatch       the state hash is not the expected one
+    │   └── CorruptState        the bytes are not a state of this run
+    ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
+    └── HubError                the model hub
+        ├── HubUnavailable      retries used up
+        └── TagConflict         the tag exists and holds another model
+
+Foreign exceptions are translated into these where they enter; everything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class SubnetError(Exception):
+    """Base of all errors below. `str(error)` is one line for a person, saying what to do."""
+
+
+class ConfigurationError(SubnetError):
+    """A flag, an environment value or a run file is wrong."""
+
+
+class WalletError(SubnetError):
+    """A key file is missing or cannot be read."""
+
+
+class ChainFault(SubnetError):
+    """The chain did not do what was asked."""
+
+
+class ChainUnavailable(ChainFault):
+    """The chain does not answer, or what answers is not a chain."""
+
+
+class ChainRefused(ChainFault):
+    """An extrinsic was refused. `code` is the SDK's error code, `name` the pallet's error name."""
+
+    def __init__(self, message: str, *, code: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+
+
+class NotRegistered(ChainFault):
+    """The hotkey has no uid on the subnet."""
+
+
+class WireError(SubnetError):
+    """A neuron could not get an answer from another."""
+
+
+class Unreachable(WireError):
+    """No connection to the other neuron."""
+
+
+class DeadlineExceeded(WireError):
+    """No complete answer before the deadline."""
+
+
+class Refused(WireError):
+    """The other side answered with an error. `status` is the HTTP status, `reason` a machine-readable word."""
+
+    def __init__(self, message: str, *, status: int, reason: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class BadResponse(WireError):
+    """The answer is unsigned, wrongly signed, too large or malformed."""
+
+
+class DataError(SubnetError):
+    """The corpus."""
+
+
+class CorpusTooSmall(DataError):
+    """The corpus has fewer pages than one epoch can assign."""
+
+
+class SourceUnavailable(DataError):
+    """Pages cannot be read now; nobody's score may change because of it."""
+
+
+class StateError(SubnetError):
+    """Model and optimiser state."""
+
+
+class StateMismatch(StateError):
+    """A state hash is not the expected one."""
+
+
+class CorruptState(StateError):
+    """The bytes are not a state of this run."""
+
+
+class AveragingError(SubnetError):
+    """libp2p, the DHT or a state transfer failed."""
+
+
+class HubError(SubnetError):
+    """The model hub."""
+
+
+class HubUnavailable(HubError):
+    """The hub did not take or give the model within the bounded number of tries."""
+
+
+class TagConflict(HubError):
+    """The tag exists and holds a different model; it is never overwritten."""
