@@ -95,14 +95,19 @@ class OptimizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSpec:
-    """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`."""
+    """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`.
+
+    The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn.
+    """
 
     target_samples: int
     max_blocks: int
     min_miners: int
+    turn_blocks: int
+    attempts: int
 
     def __post_init__(self) -> None:
-        for name in ("target_samples", "max_blocks", "min_miners"):
+        for name in ("target_samples", "max_blocks", "min_miners", "turn_blocks", "attempts"):
             _require(getattr(self, name) >= 1, f"epoch.{name} must be at least 1")
 
 

@@ -1,0 +1,105 @@
+"""Who leads, when an epoch ends, who is in the group, and which state is the right one: pure functions.
+
+A *view* is what a neuron was told in one `IsAlive` answer. Nothing here does I/O or reads a clock; blocks and stakes
+are arguments, so every neuron that sees the same chain comes to the same answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from distributed_training.protocol import Member, PeerBinding
+from distributed_training.run import EpochSpec
+
+
+@dataclass(frozen=True)
+class View:
+    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron."""
+
+    uid: int
+    is_validator: bool
+    epoch: int
+    state_hash: str
+    samples: int
+    peer: PeerBinding
+
+    @property
+    def state(self) -> tuple[int, str]:
+        return self.epoch, self.state_hash
+
+
+def leader(validators: Collection[int], epoch: int, block: int, turn_blocks: int) -> int | None:
+    """The validator whose turn it is to start a round: rotates with the epoch and every `turn_blocks` blocks.
+
+    A dead leader therefore costs at most one turn. None if nobody has a permit.
+    """
+    order = sorted(validators)
+    return order[(epoch + block // turn_blocks) % len(order)] if order else None
+
+
+def may_lead(uid: int, validators: Collection[int], epoch: int, block: int, turn_blocks: int) -> bool:
+    """Whether a round started by `uid` is to be accepted: its turn now, one turn ago, or in the next block.
+
+    The turn before is accepted because a round that began in time may repeat after its turn has ended; the next block
+    because two neurons may see the head of the chain one block apart.
+    """
+    blocks = (block - turn_blocks, block, block + 1)
+    return any(leader(validators, epoch, max(b, 0), turn_blocks) == uid for b in blocks)
+
+
+def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, spec: EpochSpec) -> bool:
+    """Whether the epoch of `state` should be averaged now: enough samples, or enough blocks and somebody trained."""
+    samples = [v.samples for v in views if v.state == state and not v.is_validator and v.samples > 0]
+    if len(samples) < spec.min_miners:
+        return False
+    return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
+
+
+def group(views: Iterable[View], state: tuple[int, str], excluded: Collection[int]) -> tuple[Member, ...]:
+    """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
+
+    Shares are equal; validators reduce but do not contribute.
+    """
+    chosen = [v for v in views if v.state == state and v.uid not in excluded and (v.is_validator or v.samples > 0)]
+    return tuple(
+        Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=not v.is_validator)
+        for v in sorted(chosen, key=lambda v: v.uid)
+    )
+
+
+def majority_state(views: Iterable[View], stakes: Mapping[int, float]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None."""
+    weight: dict[tuple[int, str], float] = defaultdict(float)
+    for view in views:
+        if view.is_validator:
+            weight[view.state] += stakes[view.uid]
+    total = sum(weight.values())
+    best = max(weight, key=lambda state: weight[state], default=None)
+    return best if best is not None and weight[best] > total / 2 else None
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A miner that spoiled rounds stays out until `until_epoch`; each spoiled round doubles the time, up to a limit."""
+
+    spoiled: int
+    until_epoch: int
+
+
+MAX_EXCLUSION_EPOCHS = 64
+
+
+def exclude(known: Mapping[int, Exclusion], spoilers: Sequence[int], epoch: int) -> dict[int, Exclusion]:
+    """The exclusions after `spoilers` were named by the majority in a round of `epoch`."""
+    updated = dict(known)
+    for uid in spoilers:
+        times = known[uid].spoiled + 1 if uid in known else 1
+        updated[uid] = Exclusion(times, epoch + 1 + min(2**times, MAX_EXCLUSION_EPOCHS))
+    return updated
+
+
+def excluded(known: Mapping[int, Exclusion], epoch: int) -> frozenset[int]:
+    """Who stays out of the rounds of `epoch`."""
+    return frozenset(uid for uid, exclusion in known.items() if epoch < exclusion.until_epoch)
