@@ -131,13 +131,15 @@ class AveragingSpec:
 class AuditSpec:
     """What a record shows and how many are recomputed.
 
-    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch;
+    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch,
+    of at most `miners_per_epoch` miners drawn at random;
     a record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
     agreement that is paid.
     """
 
     coordinates: int
     records_per_miner: int
+    miners_per_epoch: int
     loss_tolerance: float
     gradient_tolerance: float
     threshold: float
@@ -145,6 +147,7 @@ class AuditSpec:
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
         _require(self.records_per_miner >= 1, "audit.records_per_miner must be at least 1")
+        _require(self.miners_per_epoch >= 1, "audit.miners_per_epoch must be at least 1")
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
 
 

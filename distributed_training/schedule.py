@@ -7,7 +7,7 @@ are arguments, so every neuron that sees the same chain comes to the same answer
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from distributed_training.protocol import Member, PeerBinding
@@ -57,12 +57,13 @@ def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, s
     return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
 
 
-def group(views: Iterable[View], state: tuple[int, str], excluded: Collection[int]) -> tuple[Member, ...]:
+def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]) -> tuple[Member, ...]:
     """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
 
-    Shares are equal; validators reduce but do not contribute.
+    Hotkeys in `barred` are left out. Shares are equal; validators reduce but do not contribute.
     """
-    chosen = [v for v in views if v.state == state and v.uid not in excluded and (v.is_validator or v.samples > 0)]
+    at_state = [v for v in views if v.state == state and v.peer.hotkey not in barred]
+    chosen = [v for v in at_state if v.is_validator or v.samples > 0]
     return tuple(
         Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=not v.is_validator)
         for v in sorted(chosen, key=lambda v: v.uid)
@@ -82,7 +83,7 @@ def majority_state(views: Iterable[View], stakes: Mapping[int, float]) -> tuple[
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A miner that spoiled rounds stays out until `until_epoch`; each spoiled round doubles the time, up to a limit."""
+    """A miner that spoiled rounds stays out of the rounds of all epochs before `until_epoch`."""
 
     spoiled: int
     until_epoch: int
@@ -91,15 +92,28 @@ class Exclusion:
 MAX_EXCLUSION_EPOCHS = 64
 
 
-def exclude(known: Mapping[int, Exclusion], spoilers: Sequence[int], epoch: int) -> dict[int, Exclusion]:
-    """The exclusions after `spoilers` were named by the majority in a round of `epoch`."""
+def exclude(known: Mapping[str, Exclusion], spoilers: Iterable[str], epoch: int) -> dict[str, Exclusion]:
+    """The exclusions, by hotkey, after `spoilers` were named by the majority in a round of `epoch`.
+
+    The first time costs the rest of this epoch, which a mere hiccup costs as well; then 1, 3, 7, ... epochs more.
+    """
     updated = dict(known)
-    for uid in spoilers:
-        times = known[uid].spoiled + 1 if uid in known else 1
-        updated[uid] = Exclusion(times, epoch + 1 + min(2**times, MAX_EXCLUSION_EPOCHS))
+    for hotkey in spoilers:
+        times = known[hotkey].spoiled + 1 if hotkey in known else 1
+        updated[hotkey] = Exclusion(times, epoch + min(2 ** (times - 1), MAX_EXCLUSION_EPOCHS))
     return updated
 
 
-def excluded(known: Mapping[int, Exclusion], epoch: int) -> frozenset[int]:
-    """Who stays out of the rounds of `epoch`."""
-    return frozenset(uid for uid, exclusion in known.items() if epoch < exclusion.until_epoch)
+def forgive(known: Mapping[str, Exclusion], delivered: Collection[str]) -> dict[str, Exclusion]:
+    """The exclusions after these hotkeys delivered in a completed round: one spoiled round less each."""
+    updated = {}
+    for hotkey, exclusion in known.items():
+        spoiled = exclusion.spoiled - (hotkey in delivered)
+        if spoiled > 0:
+            updated[hotkey] = Exclusion(spoiled, exclusion.until_epoch)
+    return updated
+
+
+def excluded(known: Mapping[str, Exclusion], epoch: int) -> frozenset[str]:
+    """Whose hotkey stays out of the rounds of `epoch`."""
+    return frozenset(hotkey for hotkey, exclusion in known.items() if epoch < exclusion.until_epoch)
