@@ -120,7 +120,7 @@ def load_tokenizer(name: str) -> Tokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers raises the bare class for files it does not understand
         reason = " ".join(str(error).split())[:300]
         raise ConfigurationError(
             f"data.tokenizer: '{name}' cannot be loaded: give a folder with its files, the name of a tokenizer that "
