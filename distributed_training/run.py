@@ -148,6 +148,8 @@ class AuditSpec:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
         _require(self.records_per_miner >= 1, "audit.records_per_miner must be at least 1")
         _require(self.miners_per_epoch >= 1, "audit.miners_per_epoch must be at least 1")
+        for name in ("loss_tolerance", "gradient_tolerance"):
+            _require(getattr(self, name) > 0, f"audit.{name} must be positive: no two machines agree to the last bit")
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
 
 

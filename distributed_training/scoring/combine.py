@@ -1,0 +1,234 @@
+"""From the evidence of one epoch to scores, and from scores to weights.
+
+    score  = g * s * (1 - beta + beta * b) * p          g gradient, s samples, b bandwidth, p participation
+    ema    = (1 - alpha) * ema + alpha * score          one per (uid, hotkey), over epochs
+    weight = ema / sum of all ema                       all zero: no weights, the caller burns
+
+The moving average runs over scores and not over shares of one epoch: a share depends on who else was sampled in that
+epoch, which would pay a machine for splitting itself over several uids whenever only a part of the miners is sampled.
+
+`advance` is pure: the next `ScoreBook` and one `Row` a miner that holds everything that entered its weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from distributed_training.run import AuditSpec, ScoringSpec
+from distributed_training.scoring.bandwidth import Measured, bandwidth_score
+from distributed_training.scoring.gradient import AuditResult, gradient_score
+from distributed_training.scoring.participation import Standing, participation_score
+from distributed_training.scoring.steps import NO_STEPS, Steps
+from template.errors import CorruptState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The sections of the run spec that decide what is paid."""
+
+    audit: AuditSpec
+    scoring: ScoringSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """All that this validator saw of one miner in one epoch.
+
+    `unobserved` says why the validator could not observe it, if that was not the miner's doing; empty otherwise. A
+    miner that did not answer was observed: it has no steps.
+    """
+
+    uid: int
+    hotkey: str
+    audits: tuple[AuditResult, ...] = ()
+    steps: Steps = NO_STEPS
+    transfers: tuple[Measured, ...] = ()
+    standings: tuple[Standing, ...] = ()
+    unobserved: str = ""
+
+
+class Outcome(StrEnum):
+    """What happened to a miner's moving average in one epoch."""
+
+    SCORED = "scored"
+    FAILED_AUDIT = "failed an audit: set to zero"
+    PENALTY = "unpaid after a failed audit"
+    KEPT = "kept: not observed"
+
+
+class Source(StrEnum):
+    """Where a number of the formula comes from."""
+
+    MEASURED = "measured this epoch"
+    LAST_KNOWN = "last known"
+    LEFT_OUT = "never measured: the term is left out"
+    EXCUSED = "no round it could deliver in: the term is left out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is remembered of one miner. `unpaid_through` is the last epoch of its penalty, None without one."""
+
+    uid: int
+    hotkey: str
+    ema: float = 0.0
+    bandwidth: float | None = None
+    unpaid_through: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The factors of one miner's score and where they come from. `gradient` is None if no record was audited."""
+
+    gradient: float | None
+    samples: int
+    bandwidth: float | None
+    bandwidth_source: Source
+    participation: float | None
+    participation_source: Source
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Everything that made one miner's weight in one epoch. `reason` is for a person."""
+
+    evidence: Evidence
+    before: Entry
+    outcome: Outcome
+    reason: str
+    score: Score
+    after: Entry
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBook:
+    """What a validator remembers between epochs: one entry a uid, in order of uid; `epoch` is the last one scored."""
+
+    epoch: int | None = None
+    entries: tuple[Entry, ...] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `load_state_dict` gives back an equal book."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def load_state_dict(state: Mapping[str, Any]) -> ScoreBook:
+        """The book of a state dict.
+
+        Raises:
+            CorruptState: it is not one.
+        """
+        try:
+            return _BOOK.validate_python(dict(state))
+        except ValidationError as error:
+            raise CorruptState(f"not the state of a score book: {error.errors()[0]['msg']}") from error
+
+
+_BOOK = TypeAdapter(ScoreBook)
+
+
+def advance(
+    book: ScoreBook, epoch: int, miners: Mapping[int, str], evidence: Iterable[Evidence], rules: Rules
+) -> tuple[ScoreBook, tuple[Row, ...]]:
+    """Score one epoch.
+
+    Args:
+        book: what was remembered before.
+        epoch: the epoch that the evidence is of; later than `book.epoch`. Epochs in between change nothing.
+        miners: hotkey by uid, as the metagraph has them now. Who is not in it, or was replaced, is forgotten.
+        evidence: at most one a miner; evidence of a hotkey that has left is not used. A miner without any is kept.
+        rules: the run's numbers.
+
+    Raises:
+        ValueError: the epoch was scored before, or a miner has two pieces of evidence.
+    """
+    if book.epoch is not None and epoch <= book.epoch:
+        raise ValueError(f"epoch {epoch} cannot be scored after epoch {book.epoch}")
+    remembered = {(entry.uid, entry.hotkey): entry for entry in book.entries}
+    seen: dict[tuple[int, str], Evidence] = {}
+    for item in evidence:
+        if (item.uid, item.hotkey) in seen:
+            raise ValueError(f"two pieces of evidence of uid {item.uid}")
+        seen[item.uid, item.hotkey] = item
+    rows = []
+    for key in sorted(miners.items()):
+        before = remembered.get(key) or Entry(uid=key[0], hotkey=key[1])
+        item = seen.get(key) or Evidence(uid=key[0], hotkey=key[1], unobserved="not sampled")
+        rows.append(_score_miner(before, item, epoch, rules))
+    after = ScoreBook(epoch=epoch, entries=tuple(row.after for row in rows))
+    shares = weights(after) or {}
+    return after, tuple(dataclasses.replace(row, weight=shares.get(row.after.uid, 0.0)) for row in rows)
+
+
+def weights(book: ScoreBook) -> dict[int, float] | None:
+    """Share of the pay by uid, summing to 1; None if nobody earned anything, which means burn."""
+    total = math.fsum(entry.ema for entry in book.entries)
+    if total <= 0:
+        return None
+    return {entry.uid: entry.ema / total for entry in book.entries}
+
+
+def combine(evidence: Evidence, last_bandwidth: float | None, rules: Rules) -> Score:
+    """The score of one miner from what was seen of it alone: nothing that another miner does can change it."""
+    gradient = gradient_score(evidence.audits, rules.audit.threshold)
+    bandwidth, bandwidth_source = _bandwidth(evidence, last_bandwidth, rules)
+    participation = participation_score(evidence.standings)
+    beta = rules.scoring.bandwidth_share
+    line = 1.0 if bandwidth is None else 1.0 - beta + beta * bandwidth
+    presence = 1.0 if participation is None else participation
+    return Score(
+        gradient=gradient,
+        samples=evidence.steps.samples,
+        bandwidth=bandwidth,
+        bandwidth_source=bandwidth_source,
+        participation=participation,
+        participation_source=Source.EXCUSED if participation is None else Source.MEASURED,
+        score=0.0 if gradient is None else gradient * evidence.steps.samples * line * presence,
+    )
+
+
+def _bandwidth(evidence: Evidence, last: float | None, rules: Rules) -> tuple[float | None, Source]:
+    measured = bandwidth_score(evidence.transfers, rules.scoring.reference_rate)
+    if measured is not None:
+        return measured, Source.MEASURED
+    return last, Source.LEFT_OUT if last is None else Source.LAST_KNOWN
+
+
+def _score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> Row:
+    score = combine(evidence, before.bandwidth, rules)
+    outcome, reason = _outcome(before, evidence, score, epoch)
+    ema, unpaid_through = before.ema, before.unpaid_through
+    if outcome is Outcome.FAILED_AUDIT:
+        ema, unpaid_through = 0.0, epoch + rules.scoring.penalty_epochs
+    elif outcome is Outcome.PENALTY:
+        ema = 0.0
+    elif outcome is Outcome.SCORED:
+        alpha = rules.scoring.ema
+        ema = (1.0 - alpha) * before.ema + alpha * score.score
+    after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through)
+    return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
+
+
+def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tuple[Outcome, str]:
+    """A failed audit is evidence even if the rest of the epoch was not observed; so it is asked first."""
+    failed = [audit for audit in evidence.audits if not audit.passed]
+    if failed or score.gradient == 0:
+        return Outcome.FAILED_AUDIT, "; ".join(f"record {audit.number}: {audit.finding}" for audit in failed)
+    if before.unpaid_through is not None and epoch <= before.unpaid_through:
+        return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
+    if evidence.unobserved:
+        return Outcome.KEPT, evidence.unobserved
+    if score.gradient is None and evidence.steps.samples > 0:
+        return Outcome.KEPT, "none of its records was audited"
+    if score.score == 0:
+        return Outcome.SCORED, "no verified samples" if evidence.steps.samples == 0 else "delivered in no round"
+    return Outcome.SCORED, ""
