@@ -113,16 +113,20 @@ class EpochSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AveragingSpec:
-    """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits."""
+    """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits.
+
+    `max_weight` is the largest number of samples that one contributor can put into an average.
+    """
 
     codec: str
     connect_seconds: float
     exchange_seconds: float
     commit_seconds: float
     quorum: float
+    max_weight: float
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "exchange_seconds", "commit_seconds"):
+        for name in ("connect_seconds", "exchange_seconds", "commit_seconds", "max_weight"):
             _require(getattr(self, name) > 0, f"averaging.{name} must be positive")
         _require(0.5 < self.quorum <= 1, "averaging.quorum must lie in (0.5, 1]: less than half lets two groups commit")
 

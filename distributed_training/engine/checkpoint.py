@@ -1,6 +1,7 @@
 """A neuron's checkpoint: the state, and the progress made at it.
 
-    <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place
+    <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
+                                      one before stays for those who are still reading it
     <folder>/progress.safetensors     the accumulated gradient and, in the metadata, the records; replaced by rename
 
 Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
@@ -52,9 +53,16 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     works = _WORKS.dump_json(snapshot.works).decode()
     save_file({"accumulated": snapshot.accumulated}, partial, metadata={"works": works})
     os.replace(partial, folder / PROGRESS)
+    before = state_folder(folder, snapshot.state.epoch - 1)
     for other in folder.glob(_STATE_PATTERN):
-        if other != target:
+        if other not in (target, before):
             shutil.rmtree(other)
+
+
+def state_folder(folder: Path, epoch: int) -> Path | None:
+    """Where the checkpoint in `folder` keeps the state of `epoch`, the current one or the one before; None if not."""
+    path = folder / f"state-{epoch:08d}"
+    return path if (path / MANIFEST).is_file() else None
 
 
 def load_checkpoint(folder: Path, layout: Layout, run_id: str, vectors: Iterable[str]) -> Snapshot | None:
