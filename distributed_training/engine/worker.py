@@ -143,7 +143,8 @@ class TrainingWorker:
                 return answer.result()
             raise StateError("training ended before it could answer") from self._failure()
         finally:
-            answer.cancel()  # a caller that gave up must not have its update applied later
+            request.result.cancel()  # a caller that gave up must not have its update applied later
+            answer.cancel()
 
     async def watch(self) -> None:
         """Return when the worker is closed; raise what ended the training if it was not."""
