@@ -157,7 +157,7 @@ class HuggingFaceClient:
 
     @contextmanager
     def _stream(self, commit: str, name: str, offset: int = 0) -> Iterator[httpx2.Response]:
-        url = self._library.hf_hub_url(self._repository, name, revision=commit, endpoint=self._api.endpoint)
+        url = f"{self._api.endpoint}/{self._repository}/resolve/{commit}/{name}"
         headers = {"accept-encoding": "identity"}  # the bytes as they lie there
         if offset:
             headers["range"] = f"bytes={offset}-"
@@ -228,7 +228,7 @@ class HuggingFaceClient:
             return HubError("the hub cannot be reached in offline mode: unset HF_HUB_OFFLINE")
         # RuntimeError without a cause comes from the Xet transfer, a JSON error from a proxy's HTML page
         if isinstance(root, (self._http.RequestError, json.JSONDecodeError, RuntimeError)):
-            return Transient(reason)
+            return Transient(f"{self._api.endpoint}: {reason}")
         return HubError(f"{self._repository}: {reason}")
 
     def _root_of(self, error: Exception) -> BaseException:
