@@ -118,8 +118,8 @@ class Hub(Protocol):
         """Publish the files of a flat folder under the tag `str(tag.epoch)`. The folder is left untouched.
 
         The tag appears last: until it does, nobody sees anything. If the call fails or the process dies, what can be
-        seen is nothing or the whole release, and the call may be repeated. Nothing happens if the tag is there with the same run and state hash,
-        whoever made it; the first publisher's samples, participants and loss stay.
+        seen is nothing or the whole release, and the call may be repeated. Nothing happens if the tag is there with
+        the same run and state hash, whoever made it: the first publisher's samples, participants and loss stay.
 
         Raises:
             TagConflict: the tag holds another state hash or another run. Nothing is overwritten.

@@ -34,9 +34,9 @@ DATE = "2026-01-01T00:00:00.000Z"
 class Fault:
     """What goes wrong with the next `times` requests whose method and path (a regular expression) match.
 
-    The first of these that is set happens: `status` (with `headers`) instead of an answer; `close` the connection,
-    `before` the request is carried out or `after` it; `flip` one bit of the answer's body; `cut` the body after so
-    many bytes; `stall` so many seconds before answering.
+    The request waits until the event `hold` is set (at most ten seconds), if there is one; then `status` (with
+    `headers`) instead of an answer; or `close` the connection, `before` the request is carried out or `after` it; or
+    `flip` one bit of the answer's body; or `cut` the body after so many bytes. `reached` is set when it happens.
     """
 
     method: str
@@ -48,7 +48,8 @@ class Fault:
     close: Literal["before", "after"] | None = None
     flip: bool = False
     cut: int | None = None
-    stall: float | None = None
+    hold: threading.Event | None = None
+    reached: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -257,8 +258,10 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one  # noqa: N815  # names that http.server wants
 
     def _answer(self) -> None:
-        if self.fault and self.fault.stall is not None:
-            threading.Event().wait(self.fault.stall)
+        if self.fault:
+            self.fault.reached.set()
+        if self.fault and self.fault.hold:
+            self.fault.hold.wait(10)
         if self.fault and self.fault.status is not None:
             raise Refusal(self.fault.status, "Injected", self.fault.message, self.fault.headers)
         if self.fault and self.fault.close == "before":
