@@ -107,6 +107,6 @@ class DirectoryHub:
                 if files.copy(source / file.name, draft / file.name) != file:
                     raise HubError(f"{source / file.name} is damaged: its size or sha256 is not that of {MANIFEST}")
             for name in (CARD, MANIFEST):
-                files.copy(source / name, draft / name)
+                files.write(draft / name, (source / name).read_bytes())
             files.place(draft, destination)
         return release

@@ -117,9 +117,9 @@ class Hub(Protocol):
     async def publish(self, folder: Path, tag: ModelTag) -> None:
         """Publish the files of a flat folder under the tag `str(tag.epoch)`. The folder is left untouched.
 
-        The tag appears last: until it does, nobody sees anything; if the call fails or the process dies, nothing was
-        published and the call may be repeated. Nothing happens if the tag is there with the same run and state hash,
-        whoever made it; the first publisher's samples, participants and loss stay.
+        The tag appears last: until it does, nobody sees anything. If the call fails or the process dies, what can be
+        seen is nothing or the whole release, and the call may be repeated. Nothing happens if the tag is there with
+        the same run and state hash, whoever made it: the first publisher's samples, participants and loss stay.
 
         Raises:
             TagConflict: the tag holds another state hash or another run. Nothing is overwritten.

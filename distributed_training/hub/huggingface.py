@@ -156,8 +156,9 @@ class HuggingFaceHub:
     async def _try(self, step: str, call: Callable[[], T], retried: Retried, limit: float | None) -> T:
         """Call in a thread, at most `limit` seconds a time, until it returns, is refused for good or tries run out.
 
-        A call that outlives its limit goes on in its thread until the session's timeouts end it; nothing waits for
-        it, and it cannot set a tag: that is another step.
+        A call that outlives its limit goes on in its thread until the session's timeouts end it, and nothing waits
+        for it. All it can still do is finish its own step: leave a commit without a tag, or set the tag of a
+        complete commit.
         """
         for tried in range(1, self._retries.tries + 1):
             asked: float | None = None

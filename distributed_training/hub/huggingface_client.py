@@ -65,6 +65,12 @@ class Timeouts:
         if min(self.connect, self.idle, self.call, self.download) <= 0:
             raise ConfigurationError("hub timeouts must be positive")
 
+    def of_session(self) -> httpx2.Timeout:
+        """What an HTTP session is given."""
+        import httpx2
+
+        return httpx2.Timeout(self.idle, connect=self.connect)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refs:
@@ -157,25 +163,22 @@ class HuggingFaceClient:
 
     @contextmanager
     def _stream(self, commit: str, name: str, offset: int = 0) -> Iterator[httpx2.Response]:
-        url = self._library.hf_hub_url(self._repository, name, revision=commit, endpoint=self._api.endpoint)
+        url = f"{self._api.endpoint}/{self._repository}/resolve/{commit}/{name}"
         headers = {"accept-encoding": "identity"}  # the bytes as they lie there
         if offset:
             headers["range"] = f"bytes={offset}-"
         if self._token:
             headers["authorization"] = f"Bearer {self._token.reveal()}"
         session = self._library.get_session()
-        with session.stream("GET", url, headers=headers, timeout=self._session_timeout()) as response:
+        with session.stream("GET", url, headers=headers) as response:
             self._library.hf_raise_for_status(response)
             yield response
-
-    def _session_timeout(self) -> httpx2.Timeout:
-        return self._http.Timeout(self._timeouts.idle, connect=self._timeouts.connect)
 
     def _small_file(self, commit: str, name: str) -> bytes:
         content = bytearray()
         deadline = self._clock.monotonic() + self._timeouts.download
         with self._stream(commit, name) as response:
-            for chunk in response.iter_bytes(files.CHUNK):
+            for chunk in response.iter_bytes():
                 content += chunk
                 if len(content) > MANIFEST_BYTES:
                     raise HubError(f"{name} on {self._repository} is larger than {MANIFEST_BYTES} bytes")
@@ -191,7 +194,7 @@ class HuggingFaceClient:
                     if response.status_code != 206:
                         partial.seek(0)  # the server sends it from the beginning
                         partial.truncate()
-                    for chunk in response.iter_bytes(files.CHUNK):
+                    for chunk in response.iter_bytes():  # as they come: a fixed size would lose the last piece
                         partial.write(chunk)
                         if partial.tell() > file.size:
                             break
@@ -228,7 +231,7 @@ class HuggingFaceClient:
             return HubError("the hub cannot be reached in offline mode: unset HF_HUB_OFFLINE")
         # RuntimeError without a cause comes from the Xet transfer, a JSON error from a proxy's HTML page
         if isinstance(root, (self._http.RequestError, json.JSONDecodeError, RuntimeError)):
-            return Transient(reason)
+            return Transient(f"{self._api.endpoint}: {reason}")
         return HubError(f"{self._repository}: {reason}")
 
     def _root_of(self, error: Exception) -> BaseException:
@@ -266,18 +269,31 @@ def _is_epoch(name: str) -> bool:
     return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
-def _bound_session(timeouts: Timeouts) -> None:
-    """Give the library's session timeouts, which it lacks, and take its progress bars out of a neuron's log."""
-    import httpx2
-    from huggingface_hub import constants, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory  # the only way to keep its hooks
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+@dataclass(frozen=True)
+class _BoundedSession:
+    """Makes the library's session with timeouts, which it lacks."""
 
-    def bounded() -> httpx2.Client:
+    timeouts: Timeouts
+
+    def __call__(self) -> httpx2.Client:
+        from huggingface_hub.utils._http import default_client_factory  # the only way to keep its hooks
+
         client = default_client_factory()
-        client.timeout = httpx2.Timeout(timeouts.idle, connect=timeouts.connect)
+        client.timeout = self.timeouts.of_session()
         return client
 
-    set_client_factory(bounded)
+
+def _bound_session(timeouts: Timeouts) -> None:
+    """Let the library's session have timeouts, and keep its progress bars out of a neuron's log.
+
+    A session that has these timeouts already is left alone: changing it closes it under whoever is using it.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import _http
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    bounded = _BoundedSession(timeouts)
+    if bounded != _http._GLOBAL_CLIENT_FACTORY:
+        set_client_factory(bounded)
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
