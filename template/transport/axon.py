@@ -289,6 +289,8 @@ class Axon:
             return await self._pass_gates(visit, receive)
         except Refused as refusal:
             return self._refused(visit, refusal)
+        except _Gone:
+            raise
         except Exception:  # the edge: a bug behind this line is ours, and must not stop the server
             logger.exception("the handler of %s failed", visit.synapse)
             return self._refused(

@@ -1,7 +1,7 @@
 """The side that asks: signed requests, verified answers, one deadline, and an outcome for each target.
 
-A failure is a value here. `Outcome.error` says what went wrong, `Outcome.reason` says it in one word; whatever one target
-does, the others' outcomes are not touched. Deadlines and durations go by the clock that was given.
+A failure is a value here. `Outcome.error` says what went wrong, `Outcome.reason` says it in one word; whatever one
+target does, the others' outcomes are not touched. Deadlines and durations go by the clock that was given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, StringConstraints, ValidationError
@@ -103,7 +103,7 @@ class DendriteConfig:
     """
 
     concurrency: int = 64
-    max_response_bytes: int = 8 * 1024 * 1024
+    max_response_bytes: int = 16 * 1024 * 1024
     connect_s: float = 5.0
     idle_s: float = 15.0
 
@@ -196,8 +196,13 @@ class Dendrite:
         return outcomes[target.uid]
 
     async def broadcast(self, targets: Iterable[Target], request: Request, deadline_s: float) -> dict[int, Outcome]:
-        """Ask the same of many neurons, each uid once."""
-        return await self.fan_out({target.uid: (target, request) for target in targets}, deadline_s)
+        """Ask the same of many neurons; `ValueError` if two targets have one uid."""
+        calls: dict[int, tuple[Target, Request]] = {}
+        for target in targets:
+            if target.uid in calls:
+                raise ValueError(f"uid {target.uid} is among the targets twice")
+            calls[target.uid] = (target, request)
+        return await self.fan_out(calls, deadline_s)
 
     async def fan_out(self, calls: Mapping[int, tuple[Target, Request]], deadline_s: float) -> dict[int, Outcome]:
         """Ask many neurons at once; all answer within `deadline_s` seconds from now or get `DeadlineExceeded`.
@@ -219,13 +224,15 @@ class Dendrite:
     async def _by_deadline(self, tasks: Collection[asyncio.Task[Response]], deadline_s: float) -> None:
         """Returns when all tasks have ended, by themselves or cancelled at the deadline."""
         alarm = asyncio.create_task(self._clock.sleep(deadline_s))
-        everything = asyncio.gather(*tasks, return_exceptions=True)
+        everything: asyncio.Future[Any] = asyncio.gather(*tasks, return_exceptions=True)
         try:
-            await asyncio.wait({everything, alarm}, return_when=asyncio.FIRST_COMPLETED)
+            if deadline_s > 0:  # else nothing is sent at all
+                await asyncio.wait((everything, alarm), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, alarm):
+            everyone: list[asyncio.Task[Any]] = [*tasks, alarm]
+            for task in everyone:
                 task.cancel()
-            await asyncio.wait({*tasks, alarm})
+            await asyncio.wait(everyone)
 
     async def _ask(self, target: Target, request: Request, progress: _Progress) -> Response:
         """The verified response; `WireError` for whatever else happens."""
