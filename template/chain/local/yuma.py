@@ -128,7 +128,7 @@ def _u16(x: Floats) -> Ints:
 
 
 def _owner_mask(inputs: Inputs) -> Bools:
-    return np.arange(len(inputs.stake)) == (-1 if inputs.owner is None else inputs.owner)
+    return np.asarray(np.arange(len(inputs.stake)) == (-1 if inputs.owner is None else inputs.owner), bool)
 
 
 def _top_stakes(stake: Floats, count: int) -> Bools:
