@@ -95,24 +95,26 @@ def submit(chain: Ledger, extrinsic: Signed) -> Receipt:
             _open_envelope(State(chain.db, block), extrinsic)
         return receipt
 
-    return _in_open_block(chain, work)
-
-
-def run_as(chain: Ledger, call: Call, origin: str | None) -> Receipt:
-    """Execute without a signature as `origin` (None: root). For whoever owns the file; uses no nonce."""
-    return _in_open_block(chain, lambda block: execute_unsigned(State(chain.db, block), call, origin))
+    return in_open_block(chain, work)
 
 
 def execute_unsigned(state: State, call: Call, origin: str | None) -> Receipt:
-    """One unsigned call in `state`'s block, inside the caller's transaction."""
+    """One call as `origin` (None: root) in `state`'s block, inside the caller's transaction; uses no nonce."""
     position = _next_position(state)
     digest = hash_of(f"{state.block}-{position}".encode())
     return _execute(state, call, origin, position, (digest, None, None))
 
 
-def force_storage(chain: Ledger, item: str, *key: str | int, value: Any) -> None:
-    """Write a storage item as root could with `System.set_storage`."""
-    _in_open_block(chain, lambda block: State(chain.db, block).put(item, *key, value=value))
+def in_open_block(chain: Ledger, work: Callable[[int], T]) -> T:
+    """Call `work(block)` in a transaction that is written before `block` becomes the head."""
+    for _ in range(MAX_BLOCKS_MISSED):
+        epoch.catch_up(chain, chain.block_clock().open_block(chain.clock.time()))
+        try:
+            with chain.transaction() as db:
+                return _attempt(chain, db, work)
+        except _BlockMissed:
+            continue
+    raise ChainUnavailable(f"{chain.path}: {MAX_BLOCKS_MISSED} blocks passed before one call could be written")
 
 
 def find(db: sqlite3.Connection, extrinsic_hash: str, block: int) -> Receipt | None:
@@ -141,18 +143,6 @@ def _event(extrinsic: int | None, module: str, name: str, attributes: str) -> di
     body = {"module_id": module, "event_id": name, "attributes": json.loads(attributes)}
     phase = "Initialization" if extrinsic is None else "ApplyExtrinsic"
     return {"phase": phase, "extrinsic_idx": extrinsic, **body, "event": body, "topics": []}
-
-
-def _in_open_block(chain: Ledger, work: Callable[[int], T]) -> T:
-    """Call `work(block)` in a transaction that is written before `block` becomes the head."""
-    for _ in range(MAX_BLOCKS_MISSED):
-        epoch.catch_up(chain, chain.block_clock().open_block(chain.clock.time()))
-        try:
-            with chain.transaction() as db:
-                return _attempt(chain, db, work)
-        except _BlockMissed:
-            continue
-    raise ChainUnavailable(f"{chain.path}: {MAX_BLOCKS_MISSED} blocks passed before one call could be written")
 
 
 def _attempt(chain: Ledger, db: sqlite3.Connection, work: Callable[[int], T]) -> T:

@@ -58,14 +58,14 @@ class LocalSubstrate:
 
     # reads
 
-    async def block_hash(self, block: int | None = None) -> str | None:
-        """None for a block that is still to come, as a node answers."""
+    async def block_hash(self, block: int | None = None) -> str:
+        """None for a block that is still to come: so a node answers, and the SDK waits by it, its type regardless."""
         with self._use() as chain:
             head = chain.head()
             number = head if block is None else block
             if number < 0:
                 raise ChainError(f"there is no block {number}")
-            return self._hash(number) if number <= head else None
+            return self._hash(number) if number <= head else None  # type: ignore[return-value]  # see above
 
     async def block_number(self) -> int:
         with self._use() as chain:
