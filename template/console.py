@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.text import Text
 
@@ -46,7 +47,9 @@ def printable(text: str) -> str:
 def log_handler(console: Console) -> logging.Handler:
     """The handler for one console; markup is off for the same reason."""
     if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, markup=False, show_path=False, rich_tracebacks=True)
+        handler: logging.Handler = RichHandler(
+            console=console, markup=False, highlighter=NullHighlighter(), show_path=False, rich_tracebacks=True
+        )
         handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
         return handler
     handler = logging.StreamHandler(console.file)

@@ -25,8 +25,11 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -41,6 +44,7 @@ from template.telemetry import Event, Telemetry
 log = logging.getLogger(__name__)
 
 ABANDON_SECONDS = 1.0  # what is left to a closing that was told to end at once
+THREAD_SECONDS = 5.0  # what is left to threads after everything else has closed
 PR_SET_PDEATHSIG = 1
 NEVER_MENDED = (ConfigurationError, WalletError)  # errors that another try cannot mend
 
@@ -310,33 +314,51 @@ def main(entry: Callable[[], Coroutine[Any, Any, Ending]]) -> int:
     """Run an entry point and give the exit status of the process.
 
     0: ended, or stopped by SIGTERM; 1: a bug, with its traceback; 2: a `SubnetError`, as one line; 130: interrupted.
-    A neuron that cannot be closed (a hanging thread) leaves the process here, with status 1.
+    A neuron that cannot be closed (a task or thread that hangs) is left behind, with status 1 if it was to be 0.
     """
+    with asyncio.Runner() as runner:
+        executor = ThreadPoolExecutor(thread_name_prefix="neuron")
+        runner.get_loop().set_default_executor(executor)
+        status, ended = _run(runner, entry)
+        executor.shutdown(wait=False, cancel_futures=True)
+        if not (ended and _threads_end(THREAD_SECONDS)):
+            _leave_at_once(status or Ending.ABANDONED.status)
+    return status
+
+
+def _run(runner: asyncio.Runner, entry: Callable[[], Coroutine[Any, Any, Ending]]) -> tuple[int, bool]:
+    """The exit status, and whether everything has ended."""
     try:
-        with asyncio.Runner() as runner:
-            ending = runner.run(entry())
-            if ending is Ending.ABANDONED:
-                _leave_at_once("closing did not end in time; what still ran was left behind")
-            return ending.status
+        ending = runner.run(entry())
     except HelpRequested as help_requested:
         print_text(str(help_requested))
-        return 0
+        return 0, True
     except SubnetError as error:
         print_error(str(error))
-        return 2
+        return 2, True
     except KeyboardInterrupt:
-        return 130
+        return Ending.INTERRUPTED.status, True
     except Exception:  # noqa: BLE001 - the edge of the program: whatever arrives here is a bug
         traceback.print_exc()
-        return 1
+        return 1, True
+    return ending.status, ending is not Ending.ABANDONED
 
 
-def _leave_at_once(why: str) -> None:
-    """Leave without waiting for threads; buffers are flushed first."""
-    print_error(why)
+def _threads_end(seconds: float) -> bool:
+    """Wait so long for threads that would keep the process; False if one is still there."""
+    deadline = time.monotonic() + seconds
+    kept = [t for t in threading.enumerate() if t is not threading.current_thread() and not t.daemon]
+    for thread in kept:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in kept)
+
+
+def _leave_at_once(status: int) -> None:
+    """Leave without waiting for threads and tasks; buffers are flushed first."""
+    print_error("closing did not end in time; what still ran was left behind")
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(Ending.ABANDONED.status)
+    os._exit(status)
 
 
 def die_with_parent(parent: int) -> None:

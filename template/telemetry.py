@@ -187,7 +187,7 @@ class PrometheusSink:
     def __init__(self, port: int, address: str = "127.0.0.1") -> None:
         self._prometheus = _optional("prometheus_client", "telemetry.prometheus_port")
         self._registry = self._prometheus.CollectorRegistry()
-        self._gauges: dict[tuple[str, bool], Any] = {}
+        self._gauges: dict[str, Any] = {}
         self._events = self._prometheus.Counter("dt_events", "Events by kind", ["kind"], registry=self._registry)
         try:
             self._server, self._thread = self._prometheus.start_http_server(port, address, self._registry)
@@ -200,10 +200,9 @@ class PrometheusSink:
 
     def write(self, record: Record) -> None:
         self._events.labels(record["kind"]).inc()
-        uid = record.get("uid")
+        uid = record.get("uid", "")  # an empty label is no label to Prometheus
         for name, value in _numbers(record):
-            gauge = self._gauge(f"dt_{record['kind']}_{name}", uid is not None)
-            (gauge if uid is None else gauge.labels(uid)).set(value)
+            self._gauge(f"dt_{record['kind']}_{name}").labels(uid).set(value)
 
     def close(self) -> None:
         if self._closed:
@@ -213,11 +212,10 @@ class PrometheusSink:
         self._server.server_close()
         self._thread.join()
 
-    def _gauge(self, name: str, labelled: bool) -> Any:
-        if (name, labelled) not in self._gauges:
-            labels = ["uid"] if labelled else []
-            self._gauges[name, labelled] = self._prometheus.Gauge(name, name, labels, registry=self._registry)
-        return self._gauges[name, labelled]
+    def _gauge(self, name: str) -> Any:
+        if name not in self._gauges:
+            self._gauges[name] = self._prometheus.Gauge(name, name, ["uid"], registry=self._registry)
+        return self._gauges[name]
 
 
 class WandbSink:
