@@ -199,7 +199,7 @@ class _Running:
 
 
 async def _start(config: PeerConfig) -> _Running:
-    _ensure_identity(config.identity_path)
+    await asyncio.to_thread(_ensure_identity, config.identity_path)
     daemon = await Daemon.start(_arguments(config), config.start_seconds)
     try:
         async with asyncio.timeout(config.start_seconds):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.codec import codec_named
 from distributed_training.averaging.partition import partition
-from distributed_training.protocol import MAX_GROUP
+from distributed_training.protocol import MAX_GROUP, AllReduce
 from template.errors import AveragingError
 
 CHUNK = 1 << 18  # values a frame: 1 MiB of float32, the fastest size measured over libp2p
@@ -94,6 +94,32 @@ class RoundPlan:
         ordered = sorted(self.members, key=lambda m: m.uid)
         bounds = partition(self.size, [m.share for m in ordered])
         return {member.uid: bound for member, bound in zip(ordered, bounds, strict=True)}
+
+
+def plan_from(request: AllReduce, *, size: int, quorum: float, max_weight: float) -> RoundPlan:
+    """The plan that an AllReduce message asks for, completed by what the run spec fixes.
+
+    Raises:
+        AveragingError: the message asks for an impossible round.
+    """
+    members = tuple(
+        Participant(
+            uid=m.uid, peer_id=m.peer.peer_id, addresses=m.peer.addresses, share=m.share, contributes=m.contributes
+        )
+        for m in request.group
+    )
+    return RoundPlan(
+        round_id=request.round_id,
+        run_id=request.run_id,
+        epoch=request.epoch,
+        attempt=request.attempt,
+        members=members,
+        size=size,
+        codec=request.codec,
+        deadlines=StateDeadlines(**request.deadlines.model_dump()),
+        quorum=quorum,
+        max_weight=max_weight,
+    )
 
 
 def _require(condition: bool, message: str) -> None:
