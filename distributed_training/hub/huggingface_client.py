@@ -209,7 +209,10 @@ class HuggingFaceClient:
         if found.size < file.size:
             raise Transient(f"{file.name} broke off at {found.size} of {file.size} bytes")
         target.unlink()
-        raise Transient(f"{file.name} arrived with sha256 {found.sha256[:12]}, {MANIFEST} says {file.sha256[:12]}")
+        raise Transient(
+            f"{file.name} arrived with {found.size} bytes and sha256 {found.sha256[:12]}, "
+            f"{MANIFEST} says {file.size} and {file.sha256[:12]}"
+        )
 
     def _require_time(self, deadline: float, name: str) -> None:
         if self._clock.monotonic() > deadline:

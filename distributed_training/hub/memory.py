@@ -56,6 +56,7 @@ class MemoryHub:
             raise NotPublished(f"epoch {epoch} is not in memory")
         release, contents = self._held[epoch]
         with files.draft(destination.parent, "fetch") as draft:
+            files.require_space(release, draft)
             for name, content in contents.items():
                 files.write(draft / name, content)
             files.place(draft, destination)

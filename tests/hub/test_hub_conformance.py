@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,17 @@ async def test_a_fetched_folder_can_be_published_again(
     second = await hub.latest()
     assert second is not None
     assert (second.epoch, second.files) == (8, first.files)
+
+
+async def test_a_full_disk_is_seen_before_the_download(
+    hub: Hub, make_folder: MakeFolder, make_tag: MakeTag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release that does not fit is refused with both numbers, and leaves nothing."""
+    await hub.publish(make_folder(), make_tag())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 10, 10))
+    with pytest.raises(HubError, match=r"takes \d+ bytes and .* has 10: free some space"):
+        await hub.fetch(7, tmp_path / "deep" / "got")
+    assert list((tmp_path / "deep").iterdir()) == []
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty", "subfolder", "symlink", "hidden"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.hub.directory import DirectoryHub
+from distributed_training.hub.files import draft, place
 from distributed_training.hub.hub import MANIFEST
 from template.errors import HubError, HubUnavailable
 from template.telemetry import Telemetry
@@ -156,3 +157,11 @@ async def test_a_root_that_cannot_be_a_folder_is_named(
         await hub.publish(make_folder(), make_tag())
     with pytest.raises(HubUnavailable, match="file"):
         await hub.releases()
+
+
+def test_a_draft_takes_nobodys_place(tmp_path: Path) -> None:
+    """Not even that of an empty folder that came meanwhile, which a rename alone would replace."""
+    (tmp_path / "taken").mkdir()
+    with draft(tmp_path, "fetch") as folder, pytest.raises(HubError, match="exists"):
+        place(folder, tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

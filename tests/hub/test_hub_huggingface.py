@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import subprocess
 import sys
@@ -147,7 +148,8 @@ async def test_a_commit_without_a_tag_is_only_tagged(
     """Whoever finds the state at the head of main uploads nothing: another publisher was killed before its tag."""
     await make_huggingface_hub().publish(make_folder(0), make_tag())
     commit = server.repositories[REPOSITORY].tags.pop("7")
-    await make_huggingface_hub().publish(make_folder(0, name="other"), make_tag())
+    counted_otherwise = dataclasses.replace(make_tag(), samples=1)
+    await make_huggingface_hub().publish(make_folder(0, name="other"), counted_otherwise)
     assert server.repositories[REPOSITORY].tags == {"7": commit}
     assert server.asked("POST", COMMIT) == 1
 
@@ -159,17 +161,35 @@ async def test_a_commit_in_between_is_taken_as_the_new_parent(
     make_tag: MakeTag,
     tmp_path: Path,
 ) -> None:
-    """When main moves during the upload the release is committed on top, with all of its own files."""
+    """Main moves after the library has left out what it found unchanged there: the release still has all its files."""
     repository = server.repositories[REPOSITORY]
-    held = Fault("POST", "/preupload/", hold=threading.Event())
+    await make_huggingface_hub().publish(make_folder(0), make_tag(6))
+    held = Fault("POST", COMMIT, hold=threading.Event())
     server.inject(held)
-    publication = asyncio.create_task(make_huggingface_hub().publish(make_folder(), make_tag()))
+    publication = asyncio.create_task(make_huggingface_hub().publish(make_folder(1), make_tag(7)))
     assert await asyncio.to_thread(held.reached.wait, 10)
-    moved = repository.commit({"config.json": Blob(b"{}", lfs=False)}, "by hand")
+    tree = repository.commits[repository.main].tree | {"config.json": Blob(b"{}", lfs=False)}
+    moved = repository.commit(tree, "by hand")
     held.hold.set()
     await publication
     assert repository.commits[repository.tags["7"]].parent == moved
     await make_huggingface_hub().fetch(7, tmp_path / "got")
+
+
+async def test_a_file_larger_than_stated_does_not_fill_the_disk(
+    server: HubServer,
+    make_huggingface_hub: MakeHuggingFaceHub,
+    make_folder: MakeFolder,
+    make_tag: MakeTag,
+    tmp_path: Path,
+) -> None:
+    """The download ends soon after the stated size, whatever the server would still send."""
+    await make_huggingface_hub().publish(make_folder(), make_tag())
+    repository = server.repositories[REPOSITORY]
+    endless = repository.commits[repository.main].tree | {"config.json": Blob(b"x" * 20_000_000, lfs=False)}
+    repository.tags["7"] = repository.commit(endless, "by hand")
+    with pytest.raises(HubUnavailable, match=r"config\.json arrived with (\d{1,6}) bytes"):
+        await make_huggingface_hub().fetch(7, tmp_path / "got")
 
 
 async def test_fetching_gives_up_and_leaves_nothing(
@@ -177,7 +197,7 @@ async def test_fetching_gives_up_and_leaves_nothing(
 ) -> None:
     """A file that never arrives intact is never seen: neither a destination nor a draft stays."""
     server.inject(Fault("GET", OBJECTS, flip=True, times=99))
-    with pytest.raises(HubUnavailable, match="arrived with sha256"):
+    with pytest.raises(HubUnavailable, match="arrived with 16456 bytes and sha256"):
         await make_huggingface_hub().fetch(7, tmp_path / "deep" / "got")
     assert list((tmp_path / "deep").iterdir()) == []
 
@@ -331,7 +351,7 @@ async def test_a_manifest_is_read_up_to_its_limit_only(
     """A release.json of gigabytes takes no memory."""
     repository = server.repositories[REPOSITORY]
     repository.tags["3"] = repository.commit({MANIFEST: Blob(b" " * 3_000_000, lfs=False)}, "by hand")
-    with pytest.raises(HubError, match="larger than 1048576 bytes"):
+    with pytest.raises(HubError, match="on org/nano is larger than 1048576 bytes"):
         await make_huggingface_hub().latest()
 
 
