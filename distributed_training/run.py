@@ -95,29 +95,38 @@ class OptimizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSpec:
-    """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`."""
+    """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`.
+
+    The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn.
+    """
 
     target_samples: int
     max_blocks: int
     min_miners: int
+    turn_blocks: int
+    attempts: int
 
     def __post_init__(self) -> None:
-        for name in ("target_samples", "max_blocks", "min_miners"):
+        for name in ("target_samples", "max_blocks", "min_miners", "turn_blocks", "attempts"):
             _require(getattr(self, name) >= 1, f"epoch.{name} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AveragingSpec:
-    """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits."""
+    """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits.
+
+    `max_weight` is the largest number of samples that one contributor can put into an average.
+    """
 
     codec: str
     connect_seconds: float
     exchange_seconds: float
     commit_seconds: float
     quorum: float
+    max_weight: float
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "exchange_seconds", "commit_seconds"):
+        for name in ("connect_seconds", "exchange_seconds", "commit_seconds", "max_weight"):
             _require(getattr(self, name) > 0, f"averaging.{name} must be positive")
         _require(0.5 < self.quorum <= 1, "averaging.quorum must lie in (0.5, 1]: less than half lets two groups commit")
 
@@ -126,13 +135,15 @@ class AveragingSpec:
 class AuditSpec:
     """What a record shows and how many are recomputed.
 
-    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch;
+    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch,
+    of at most `miners_per_epoch` miners drawn at random;
     a record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
     agreement that is paid.
     """
 
     coordinates: int
     records_per_miner: int
+    miners_per_epoch: int
     loss_tolerance: float
     gradient_tolerance: float
     threshold: float
@@ -140,6 +151,7 @@ class AuditSpec:
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
         _require(self.records_per_miner >= 1, "audit.records_per_miner must be at least 1")
+        _require(self.miners_per_epoch >= 1, "audit.miners_per_epoch must be at least 1")
         for name in ("loss_tolerance", "gradient_tolerance"):
             _require(getattr(self, name) > 0, f"audit.{name} must be positive: no two machines agree to the last bit")
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")

@@ -21,6 +21,7 @@
     ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
     └── HubError                the model hub
         ├── HubUnavailable      retries used up
+        ├── NotPublished        the epoch is not there (yet)
         └── TagConflict         the tag exists and holds another model
 
 Foreign exceptions are translated into these where they enter; everything else that escapes is a bug.
@@ -121,6 +122,10 @@ class HubError(SubnetError):
 
 class HubUnavailable(HubError):
     """The hub did not take or give the model within the bounded number of tries."""
+
+
+class NotPublished(HubError):
+    """The hub has no model of that epoch, or not yet."""
 
 
 class TagConflict(HubError):

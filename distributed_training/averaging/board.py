@@ -1,0 +1,188 @@
+"""What one member knows of the others during a round: a link each, the faults seen, and a bell for each change.
+
+Blame. A fault seen with certainty (wrong bytes, a dead control stream, a part that did not come) is a Failure at once.
+A data stream that merely ended, or an average that did not come, may be a third member's doing: its peer is
+*suspected*, and named only if it does not explain itself soon by a vote that the round failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distributed_training.averaging.frames import Vote
+from distributed_training.averaging.outcome import RoundState
+from distributed_training.averaging.plan import Participant, RoundPlan
+from distributed_training.averaging.streams import Stream
+from distributed_training.averaging.vote import failure
+from distributed_training.protocol import Failure, Transfer
+
+
+class Fault(Exception):
+    """The other side did what is forbidden: certain, and its own doing."""
+
+
+@dataclass
+class Traffic:
+    """Bytes and seconds at the data streams with one member."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds_sending: float = 0.0
+    seconds_receiving: float = 0.0
+
+
+class Link:
+    """One other member."""
+
+    def __init__(self, member: Participant, *, part_due: bool, average_due: bool) -> None:
+        self.member = member
+        self.voting: Stream | None = None  # our control stream to it, answered "ready"
+        self.greeting: Stream | None = None  # its control stream to us
+        self.weight = 0.0  # of its contribution, as it told us
+        self.vote: Vote | None = None
+        self.lost = False  # its control stream ended
+        self.data_open = False  # it opened its one data stream
+        self.part_done = not part_due  # its part of our share is here, or none is due
+        self.average_done = not average_due  # its share's average is here, or none is due
+        self.digest: str | None = None  # of its share's average, as received
+        self.traffic = Traffic()
+
+    @property
+    def connected(self) -> bool:
+        return self.voting is not None and self.greeting is not None
+
+    @property
+    def gave_up(self) -> bool:
+        return self.vote is not None and self.vote.average_hash is None
+
+    @property
+    def voted_or_lost(self) -> bool:
+        return self.vote is not None or self.lost
+
+    @property
+    def useless(self) -> bool:
+        """It gave the round up while we still need something from it."""
+        return self.gave_up and not (self.connected and self.part_done and self.average_done)
+
+
+class Board:
+    """The links by uid, the first failure seen of each, the suspects, and the tasks that change them."""
+
+    def __init__(self, plan: RoundPlan, uid: int) -> None:
+        ranges = plan.ranges()
+        start, stop = ranges[uid]
+        self.links = {
+            m.uid: Link(
+                m,
+                part_due=m.contributes and stop > start,
+                average_due=ranges[m.uid][1] > ranges[m.uid][0],
+            )
+            for m in sorted(plan.members, key=lambda m: m.uid)
+            if m.uid != uid
+        }
+        self.state = RoundState.PREPARE
+        self.seconds: dict[RoundState, float] = {}
+        self.failures: dict[int, Failure] = {}
+        self.suspects: dict[int, tuple[str, str]] = {}  # uid -> role, reason
+        self._entered = time.monotonic()
+        self._bell = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._crash: BaseException | None = None
+
+    def enter(self, state: RoundState) -> None:
+        now = time.monotonic()
+        self.seconds[self.state] = now - self._entered
+        self.state, self._entered = state, now
+
+    def fail(self, uid: int, role: str, reason: str) -> None:
+        """Name a member; only the first reason counts."""
+        if self.state in (RoundState.DONE, RoundState.ABORTED):
+            return  # the report is written
+        self.failures.setdefault(uid, failure(uid, self.state.value, role, reason))
+        self._bell.set()
+
+    def suspect(self, uid: int, role: str, reason: str) -> None:
+        self.suspects.setdefault(uid, (role, reason))
+        self._bell.set()
+
+    def hear(self, uid: int, vote: Vote) -> None:
+        """Take a member's vote; its first word stands."""
+        if self.links[uid].vote is None:
+            self.links[uid].vote = vote
+        self._bell.set()
+
+    def name_unexplained(self) -> None:
+        """Turn those suspects into failures that have not given the round up themselves."""
+        for uid, (role, reason) in self.suspects.items():
+            if not self.links[uid].gave_up:
+                self.fail(uid, role, reason)
+
+    def settled(self) -> bool:
+        """Whether every suspect has explained itself and everybody accused by others was tried by ourselves."""
+        return all(self.links[uid].gave_up for uid in self.suspects) and not any(
+            self._untried(accusation) for accusations in self.accusations().values() for accusation in accusations
+        )
+
+    def _untried(self, accusation: Failure) -> bool:
+        link = self.links.get(accusation.uid)  # None: we are accused ourselves
+        if link is None or accusation.uid in self.failures or link.gave_up:
+            return False
+        done = {"sender": link.part_done, "reducer": link.average_done, "voter": link.voted_or_lost}
+        return not done[accusation.role]
+
+    def accusations(self) -> Mapping[int, tuple[Failure, ...]]:
+        """What the others say that they saw."""
+        return {uid: x.vote.failures for uid, x in self.links.items() if x.vote is not None and x.vote.failures}
+
+    def transfers(self) -> tuple[Transfer, ...]:
+        return tuple(Transfer.model_validate({"uid": uid, **vars(x.traffic)}) for uid, x in self.links.items())
+
+    def ring(self) -> None:
+        self._bell.set()
+
+    async def until(self, done: Callable[[], bool], deadline: float, hopeless: Callable[[], bool]) -> bool:
+        """Wait for `done`; False once the deadline (of time.monotonic) has passed or `hopeless` holds.
+
+        The one place where a round's own coroutine waits.
+        """
+        while True:
+            self._bell.clear()
+            if self._crash is not None:
+                raise self._crash
+            if done():
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0 or hopeless():
+                return False
+            try:
+                async with asyncio.timeout(left):
+                    await self._bell.wait()
+            except TimeoutError:
+                return done()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a part of the round beside it. What others do wrong is noted where it shows; raising is a bug."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._crash is None:
+            self._crash = task.exception()
+        self._bell.set()
+
+    async def close(self) -> None:
+        """Cancel everything that still runs and drop the control streams; a blocked write ends here too."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for link in self.links.values():
+            if link.voting is not None:
+                link.voting.abort()

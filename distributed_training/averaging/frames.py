@@ -1,0 +1,91 @@
+"""The small messages of rounds and state transfers: JSON behind four bytes of length, checked before reading."""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, StringConstraints, ValidationError
+
+from distributed_training.averaging.streams import Stream
+from distributed_training.protocol import MAX_GROUP, Failure, Hash, Uid
+from template.errors import AveragingError
+from template.transport.synapse import Message, RunId
+
+MAX_FRAME = 256 * 1024  # a vote of MAX_GROUP members fits
+_LENGTH = struct.Struct(">I")
+
+Weight = Annotated[float, Field(ge=0)]
+Failures = Annotated[tuple[Failure, ...], Field(max_length=MAX_GROUP)]
+M = TypeVar("M", bound=Message)
+
+
+class Hello(Message):
+    """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0."""
+
+    run_id: RunId
+    round_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+    kind: Literal["control", "data"]
+    uid: Uid
+    weight: Weight
+
+
+class Answer(Message):
+    """Reply to a Hello or a Vote. `ended` comes with the failures for which the answering member gave the round up."""
+
+    code: Literal["ready", "busy", "ended", "unknown", "stranger"]
+    failures: Failures = ()
+
+
+class Weights(Message):
+    """What a reducer sends before its average: the weight that it took for each contributor, ascending by uid."""
+
+    weights: Annotated[tuple[tuple[Uid, Weight], ...], Field(max_length=MAX_GROUP)]
+
+
+class Vote(Message):
+    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why."""
+
+    average_hash: Hash | None
+    digests: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)] = ()
+    failures: Failures = ()
+
+
+async def write_message(stream: Stream, message: Message) -> None:
+    """Send one message.
+
+    Raises:
+        AveragingError: the stream is lost.
+    """
+    data = message.model_dump_json().encode()
+    await stream.write(_LENGTH.pack(len(data)) + data)
+
+
+async def read_message(stream: Stream, kind: type[M], limit: int = MAX_FRAME) -> M:
+    """Receive one message of that kind.
+
+    Raises:
+        AveragingError: the stream ended, the frame is larger than `limit` bytes or is not such a message.
+    """
+    length = await read_length(stream)
+    if length > limit:
+        raise AveragingError(f"a frame of {length} bytes where at most {limit} are taken")
+    try:
+        return kind.model_validate_json(await stream.readexactly(length))
+    except ValidationError as error:
+        raise AveragingError(f"not a {kind.__name__}: {error.error_count()} faults") from error
+
+
+async def read_length(stream: Stream) -> int:
+    """Read a length. The caller checks it before anything of that size is read.
+
+    Raises:
+        AveragingError: the stream ended.
+    """
+    length: int = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))[0]
+    return length
+
+
+def length_prefix(length: int) -> bytes:
+    """The four bytes that stand before `length` bytes."""
+    return _LENGTH.pack(length)

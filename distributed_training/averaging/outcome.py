@@ -1,0 +1,55 @@
+"""What one round was, as one member saw it: a value, whatever happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from distributed_training.averaging.codec import Floats
+from distributed_training.protocol import Failure, Transfer
+
+
+class RoundState(Enum):
+    """The states of a round, in order; the last two are ends."""
+
+    PREPARE = "PREPARE"
+    CONNECT = "CONNECT"
+    EXCHANGE = "EXCHANGE"
+    COMMIT = "COMMIT"
+    DONE = "DONE"
+    ABORTED = "ABORTED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOutcome:
+    """The report of one member.
+
+    `failures` is what this member saw itself; `accusations` is what each other member said it saw (uid of the accuser
+    to failures), to be believed by majority at most (see leader.py). `participants` are the uids whose parts are in
+    the average, `agreed` those that are known to have voted for it; both are empty when the round was aborted.
+    `seconds` holds the time spent in each state; `transfers` counts bytes at the streams, framing included.
+    """
+
+    round_id: str
+    state: RoundState
+    participants: tuple[int, ...]
+    agreed: tuple[int, ...]
+    failures: tuple[Failure, ...]
+    accusations: Mapping[int, tuple[Failure, ...]]
+    transfers: tuple[Transfer, ...]
+    average_hash: str | None
+    total_weight: float | None
+    seconds: Mapping[RoundState, float]
+
+    @property
+    def completed(self) -> bool:
+        return self.state is RoundState.DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """The outcome and, if it completed, the average: float32 [size], read-only, the same bits at every member."""
+
+    outcome: RoundOutcome
+    average: Floats | None

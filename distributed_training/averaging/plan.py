@@ -1,0 +1,101 @@
+"""What one round is, before it starts: the group, who reduces what, the codec, the deadlines and the quorum."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+
+from distributed_training.averaging.codec import codec_named
+from distributed_training.averaging.partition import partition
+from distributed_training.protocol import MAX_GROUP
+from template.errors import AveragingError
+
+CHUNK = 1 << 18  # values a frame: 1 MiB of float32, the fastest size measured over libp2p
+
+
+@dataclass(frozen=True, kw_only=True)
+class Participant:
+    """One member of the group. `share` is its part of the reduction (0: reduces nothing).
+
+    `contributes` is false for an auxiliary member, which puts nothing into the average and has no say in the vote.
+    """
+
+    uid: int
+    peer_id: str
+    addresses: tuple[str, ...]
+    share: float
+    contributes: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDeadlines:
+    """Seconds: CONNECT may take `connect`, EXCHANGE `exchange` from there on, COMMIT `commit` from its end on.
+
+    A member that is early in COMMIT waits there for those that use their whole EXCHANGE, so the bound on a round is
+    the sum of the three.
+    """
+
+    connect: float
+    exchange: float
+    commit: float
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value > 0):
+                raise AveragingError(f"the deadline '{field.name}' must be positive and finite, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlan:
+    """One attempt at an average of vectors of `size` float32 values.
+
+    `quorum`, in (0.5, 1], is the fraction of the contributors' weight that must vote for the same average before
+    anybody commits; `max_weight` bounds what one contributor may claim; `chunk` is the number of values a frame.
+
+    Raises:
+        AveragingError: the plan is impossible; nothing in it may be repaired by guessing.
+    """
+
+    round_id: str
+    run_id: str
+    epoch: int
+    attempt: int
+    members: tuple[Participant, ...]
+    size: int
+    codec: str
+    deadlines: StateDeadlines
+    quorum: float
+    max_weight: float
+    chunk: int = CHUNK
+
+    def __post_init__(self) -> None:
+        codec_named(self.codec)
+        _require(re.fullmatch(r"[0-9a-f]{32}", self.round_id) is not None, "a round id is 32 hex digits")
+        _require(1 <= len(self.members) <= MAX_GROUP, f"a group has 1 to {MAX_GROUP} members")
+        _require(len({m.uid for m in self.members}) == len(self.members), "a uid is twice in the group")
+        _require(len({m.peer_id for m in self.members}) == len(self.members), "a peer id is twice in the group")
+        _require(any(m.contributes for m in self.members), "nobody contributes")
+        _require(all(math.isfinite(m.share) and m.share >= 0 for m in self.members), "a share is negative")
+        _require(any(m.share > 0 for m in self.members), "nobody reduces")
+        _require(self.size >= 1 and self.chunk >= 1, "the vector or the chunk is empty")
+        _require(0.5 < self.quorum <= 1, "the quorum must lie in (0.5, 1]: with less, two halves could both commit")
+        _require(math.isfinite(self.max_weight) and self.max_weight > 0, "max_weight must be positive and finite")
+
+    @property
+    def contributors(self) -> tuple[int, ...]:
+        """The uids that put something into the average, ascending: the canonical order of summation."""
+        return tuple(sorted(m.uid for m in self.members if m.contributes))
+
+    def ranges(self) -> dict[int, tuple[int, int]]:
+        """The part [start, stop) of the vector that each uid reduces. Members are taken in order of uid."""
+        ordered = sorted(self.members, key=lambda m: m.uid)
+        bounds = partition(self.size, [m.share for m in ordered])
+        return {member.uid: bound for member, bound in zip(ordered, bounds, strict=True)}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AveragingError(f"impossible round: {message}")

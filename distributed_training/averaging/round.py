@@ -1,0 +1,328 @@
+"""One round as one member runs it: PREPARE, CONNECT, EXCHANGE, COMMIT, then DONE or ABORTED, each with its deadline.
+
+Between each two members stand two control streams, each opened by the one that will vote on it: they prove that the
+other side is in the same round, carry its one vote, and end when the process behind them does. In EXCHANGE each member
+opens a data stream to each reducer (exchange.py). In COMMIT everybody votes; a member commits when enough of the
+contributors' weight voted for the bytes that it holds itself (vote.py).
+
+The round's own coroutine waits in one place (`Board.until`) for a condition, a fault or the deadline; all else happens
+in tasks. When it ends, every task is cancelled and every stream dropped: no wait outlives the round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from distributed_training.averaging.board import Board, Fault, Link
+from distributed_training.averaging.codec import Codec, Floats, codec_named
+from distributed_training.averaging.exchange import Exchange
+from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
+from distributed_training.averaging.outcome import RoundOutcome, RoundResult, RoundState
+from distributed_training.averaging.partition import chunks
+from distributed_training.averaging.plan import Participant, RoundPlan
+from distributed_training.averaging.streams import Stream, Transport
+from distributed_training.averaging.vote import Decision, decide, disagreements
+from template.errors import AveragingError
+
+PROTOCOL = "dt-round/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig:
+    """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails."""
+
+    retry_seconds: float = 0.2
+    settle_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.retry_seconds, self.settle_seconds) <= 0:
+            raise AveragingError("retry_seconds and settle_seconds must be positive")
+
+
+class Round:
+    """One round of one member. `run` once; `accept` for each stream that another member opens to it."""
+
+    def __init__(
+        self,
+        plan: RoundPlan,
+        uid: int,
+        transport: Transport,
+        config: RoundConfig,
+        contribution: Floats | None,
+        weight: float,
+    ) -> None:
+        self.plan = plan
+        self._uid = uid
+        self._transport = transport
+        self._config = config
+        self._codec = codec_named(plan.codec)
+        self._contribution = contribution
+        self._weight = weight
+        self._board = Board(plan, uid)
+        self._exchange = Exchange(plan, uid, self._board, self._codec, contribution)
+        self._average_hash: str | None = None
+
+    async def run(self) -> RoundResult:
+        """Take part until the round is done or aborted; never longer than the sum of the deadlines and the settling.
+
+        Raises:
+            AveragingError: our own contribution is not fit to be sent; the others see us leave.
+        """
+        try:
+            connect_end = time.monotonic() + self.plan.deadlines.connect
+            await self._prepare()
+            if not await self._connect(connect_end):
+                return await self._abort(connect_end)
+            exchange_end = time.monotonic() + self.plan.deadlines.exchange
+            if not await self._move_data(exchange_end):
+                return await self._abort(exchange_end)
+            return await self._commit(exchange_end)
+        finally:
+            await self._board.close()
+
+    async def accept(self, stream: Stream, hello: Hello) -> None:
+        """Serve a stream of a member whose identity was checked, until it ends or the round does."""
+        link = self._board.links[hello.uid]
+        serve = self._accept_control if hello.kind == "control" else self._exchange.accept
+        task = self._board.spawn(serve(link, stream, hello))
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+
+    # The states
+
+    async def _prepare(self) -> None:
+        me = next(m for m in self.plan.members if m.uid == self._uid)
+        if me.contributes != (self._contribution is not None):
+            raise AveragingError("the plan and the contribution disagree on whether this member contributes")
+        reason = _weight_fault(me, self._weight, self.plan.max_weight)
+        if reason is not None:
+            raise AveragingError(reason)
+        if self._contribution is not None:
+            await asyncio.to_thread(_require_fit, self._contribution, self.plan.size, self._codec)
+
+    async def _connect(self, deadline: float) -> bool:
+        self._board.enter(RoundState.CONNECT)
+        links = self._board.links.values()
+        for link in links:
+            self._board.spawn(self._greet(link))
+        return await self._board.until(lambda: all(x.connected for x in links), deadline, self._hopeless)
+
+    async def _move_data(self, deadline: float) -> bool:
+        self._board.enter(RoundState.EXCHANGE)
+        self._exchange.begin(self._weights(), lambda link: self._open(link, "data"))
+        return await self._board.until(self._exchange.complete, deadline, self._hopeless)
+
+    async def _commit(self, exchange_end: float) -> RoundResult:
+        """Vote and count. Members may be in EXCHANGE until its very end, so COMMIT is counted from there."""
+        self._board.enter(RoundState.COMMIT)
+        self._average_hash = await asyncio.to_thread(_sha256, self._exchange.average)
+        vote = Vote(average_hash=self._average_hash, digests=tuple(self._exchange.digests().items()))
+        ballots = self._cast(vote)
+        deadline = exchange_end + self.plan.deadlines.commit
+        await self._board.until(lambda: self._decision() is not Decision.WAIT, deadline, _never)
+        if self._decision() is not Decision.COMMIT:
+            self._blame_for_the_vote()
+            return self._result(RoundState.ABORTED)
+        await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never)
+        return self._result(RoundState.DONE)
+
+    async def _abort(self, deadline: float) -> RoundResult:
+        """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain."""
+        if time.monotonic() >= deadline:
+            self._name_the_late()
+        ballots = self._cast(Vote(average_hash=None, failures=tuple(self._board.failures.values())))
+        settled = time.monotonic() + self._config.settle_seconds
+        await self._board.until(lambda: _all_done(ballots) and self._board.settled(), settled, _never)
+        if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
+            self._name_the_late()
+        self._board.name_unexplained()
+        return self._result(RoundState.ABORTED)
+
+    def _hopeless(self) -> bool:
+        """Whether the round cannot succeed any more for us, before COMMIT."""
+        if self._board.failures or self._board.suspects:
+            return True
+        if any(link.useless for link in self._board.links.values()):
+            return True
+        return self._board.state is RoundState.EXCHANGE and self._decision() is Decision.ABORT
+
+    def _name_the_late(self) -> None:
+        connecting = self._board.state is RoundState.CONNECT
+        for uid, link in self._board.links.items():
+            if link.gave_up:
+                continue
+            if connecting:
+                if not link.connected:
+                    self._board.fail(uid, "voter", f"not connected in {self.plan.deadlines.connect:g} s")
+            elif not link.part_done:
+                self._board.fail(uid, "sender", f"no complete part in {self.plan.deadlines.exchange:g} s")
+            elif not link.average_done:
+                self._board.suspect(uid, "reducer", f"no complete average in {self.plan.deadlines.exchange:g} s")
+
+    # The vote
+
+    def _cast(self, vote: Vote) -> list[asyncio.Task[None]]:
+        return [self._board.spawn(self._send_vote(link, vote)) for link in self._board.links.values()]
+
+    async def _send_vote(self, link: Link, vote: Vote) -> None:
+        if link.voting is None:
+            return
+        try:
+            await write_message(link.voting, vote)
+            await read_message(link.voting, Answer)
+            await link.voting.close()
+        except AveragingError:
+            return  # whether it lives shows on its own control stream
+
+    def _decision(self) -> Decision:
+        links = self._board.links.items()
+        votes = {uid: link.vote.average_hash for uid, link in links if link.vote is not None}
+        if self._average_hash is not None:
+            votes[self._uid] = self._average_hash
+        silent = [uid for uid, link in links if link.lost and link.vote is None]
+        return decide(self._weights(), votes, silent, self._average_hash, self.plan.quorum)
+
+    def _nobody_needs_us(self, ballots: list[asyncio.Task[None]]) -> bool:
+        """Whether our vote has arrived everywhere and everybody has what we reduced: who voted has everything."""
+        return _all_done(ballots) and all(link.voted_or_lost for link in self._board.links.values())
+
+    def _blame_for_the_vote(self) -> None:
+        links = self._board.links
+        for uid, link in links.items():
+            if link.vote is None and not link.lost:
+                self._board.fail(uid, "voter", f"no vote in {self.plan.deadlines.commit:g} s")
+        seen = {uid: dict(x.vote.digests) for uid, x in links.items() if x.vote is not None and not x.gave_up}
+        for named in disagreements(seen | {self._uid: self._exchange.digests()}):
+            if named.uid != self._uid:
+                self._board.fail(named.uid, named.role, named.reason)
+
+    def _weights(self) -> dict[int, float]:
+        """The weight of each contributor, ascending by uid, as told by itself."""
+        weights = {uid: link.weight for uid, link in self._board.links.items()} | {self._uid: self._weight}
+        return {uid: weights[uid] for uid in self.plan.contributors}
+
+    # Streams
+
+    async def _greet(self, link: Link) -> None:
+        """Open our control stream to a member; try again until it stands, for as long as CONNECT lasts."""
+        while link.voting is None and not link.gave_up:
+            try:
+                link.voting = await self._open(link, "control")
+            except AveragingError:
+                await asyncio.sleep(self._config.retry_seconds)
+            except Fault as fault:
+                self._board.fail(link.member.uid, "voter", str(fault))
+                return
+        self._board.ring()
+
+    async def _open(self, link: Link, kind: str) -> Stream | None:
+        """A stream that the member answered with "ready"; None if it has given the round up, and said why."""
+        stream = await self._transport.open(link.member.peer_id, link.member.addresses, PROTOCOL)
+        code = ""
+        try:
+            place = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
+            await write_message(stream, Hello.model_validate({**place, "kind": kind, "weight": self._weight}))
+            answer = await read_message(stream, Answer)
+            code = answer.code
+        finally:
+            if code != "ready":
+                stream.abort()
+        if code == "ended":
+            self._board.hear(link.member.uid, Vote(average_hash=None, failures=answer.failures))
+            return None
+        if code == "busy":
+            raise AveragingError("the member has no room for our stream now")
+        if code != "ready":
+            raise Fault(f"refused us: {code}")
+        return stream
+
+    async def _accept_control(self, link: Link, stream: Stream, hello: Hello) -> None:
+        if link.greeting is not None:
+            if self._board.state is not RoundState.CONNECT:
+                return  # it is connected; nothing may replace that now
+            link.greeting.abort()
+        reason = _weight_fault(link.member, hello.weight, self.plan.max_weight)
+        if reason is not None:
+            self._board.fail(link.member.uid, "sender", reason)
+            return
+        link.weight, link.greeting = hello.weight, stream
+        try:
+            await write_message(stream, Answer(code="ready"))
+            self._board.ring()
+            vote = await read_message(stream, Vote)
+        except AveragingError as error:
+            self._lose(link, stream, error)
+            return
+        self._board.hear(link.member.uid, vote)
+        try:
+            await write_message(stream, Answer(code="ready"))
+            await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
+        except AveragingError:
+            return  # it has voted: what it came for is done
+
+    def _lose(self, link: Link, stream: Stream, error: AveragingError) -> None:
+        if link.greeting is stream:  # and it did not come back on a newer one
+            link.lost = True
+            self._board.fail(link.member.uid, "voter", f"connection lost: {error}")
+
+    # The end
+
+    def _result(self, state: RoundState) -> RoundResult:
+        board = self._board
+        board.enter(state)
+        completed = state is RoundState.DONE
+        if completed:
+            self._exchange.average.flags.writeable = False
+        outcome = RoundOutcome(
+            round_id=self.plan.round_id,
+            state=state,
+            participants=self.plan.contributors if completed else (),
+            agreed=self._agreed() if completed else (),
+            failures=tuple(board.failures[uid] for uid in sorted(board.failures)),
+            accusations=board.accusations(),
+            transfers=board.transfers(),
+            average_hash=self._average_hash,
+            total_weight=math.fsum(self._weights().values()) if completed else None,
+            seconds=dict(board.seconds),
+        )
+        return RoundResult(outcome=outcome, average=self._exchange.average if completed else None)
+
+    def _agreed(self) -> tuple[int, ...]:
+        links = self._board.links.items()
+        same = {uid for uid, x in links if x.vote is not None and x.vote.average_hash == self._average_hash}
+        return tuple(sorted(same | {self._uid}))
+
+
+def _never() -> bool:
+    return False
+
+
+def _all_done(tasks: list[asyncio.Task[None]]) -> bool:
+    return all(task.done() for task in tasks)
+
+
+def _sha256(values: Floats) -> str:
+    return hashlib.sha256(values.astype("<f4", copy=False).view(np.uint8).data).hexdigest()
+
+
+def _require_fit(contribution: Floats, size: int, codec: Codec) -> None:
+    """Refuse a contribution that the others would have to refuse."""
+    if contribution.dtype != np.float32 or contribution.shape != (size,):
+        raise AveragingError(f"a contribution is float32 [{size}], not {contribution.dtype} {contribution.shape}")
+    for start, stop in chunks(size, 1 << 20):
+        if not np.abs(contribution[start:stop]).max() <= codec.largest:  # false for NaN as well
+            raise AveragingError(f"the contribution holds NaN or values beyond the codec's {codec.largest:g}")
+
+
+def _weight_fault(member: Participant, weight: float, max_weight: float) -> str | None:
+    if not member.contributes:
+        return None if weight == 0 else f"weight {weight:g} of a member that does not contribute"
+    return None if 0 < weight <= max_weight else f"weight {weight:g} outside (0, {max_weight:g}]"

@@ -1,0 +1,42 @@
+"""Recomputes records: the validator's half of an audit. Whether they agree is judged in `scoring/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from distributed_training.engine.batch import MicroBatch
+from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.engine import make_record
+from distributed_training.engine.replica import Replica
+from distributed_training.model.layout import Vector
+from distributed_training.protocol import Record
+from distributed_training.run import RunSpec
+
+
+class Auditor:
+    """A model of its own, moved to whatever base state is asked for."""
+
+    def __init__(self, spec: RunSpec, vocab_size: int, device: str | torch.device = "cpu") -> None:
+        """Raises ConfigurationError for a model that cannot be built."""
+        self._spec = spec
+        self._replica = Replica(spec, vocab_size, device)
+
+    def recompute(self, epoch: int, params: Vector, batch: MicroBatch) -> Record:
+        """The record that an honest miner makes of `batch` at θₑ = `params` [P].
+
+        Raises:
+            CorruptState: the parameters do not fit.
+            DataError: the batch does not fit.
+            StateError: the result is not finite.
+        """
+        self._replica.load(params)
+        loss, gradient = self._replica.gradient(batch)
+        chosen = coordinates(self._spec.run_id, epoch, self._replica.layout, self._spec.audit.coordinates)
+        return make_record(batch, loss, gradient, torch.from_numpy(chosen).to(gradient.device))
+
+    def held_out_loss(self, params: Vector, batches: Iterable[MicroBatch]) -> float:
+        """Nats per token at `params` [P]; raises DataError without any batches."""
+        self._replica.load(params)
+        return self._replica.mean_loss(batches)

@@ -1,0 +1,109 @@
+"""A neuron's checkpoint: the state, and the progress made at it.
+
+    <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
+                                      one before stays for those who are still reading it
+    <folder>/progress.safetensors     the accumulated gradient and, in the metadata, the records; replaced by rename
+
+Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
+state, which is dropped: its samples were trained at parameters that are no longer current.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from distributed_training.engine.records import Work
+from distributed_training.model.files import MANIFEST, read_manifest, read_state, read_tensors, write_state
+from distributed_training.model.layout import Layout, Vector
+from distributed_training.model.state import State
+from template.errors import CorruptState
+
+PROGRESS = "progress.safetensors"
+_STATE_PATTERN = "state-????????"
+_METADATA_BYTES = 256 * 1024 * 1024
+_WORKS = TypeAdapter(tuple[Work, ...])
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An engine as a value: base state, sum of n_k g_k (float32 [P]), and the work of the kept epochs."""
+
+    state: State
+    accumulated: Vector
+    works: tuple[Work, ...]
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
+    """Write `snapshot` into `folder`. The state is written once an epoch, the progress each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"state-{snapshot.state.epoch:08d}"
+    if not _holds(target, snapshot.state.hash):
+        _write_aside(folder, target, snapshot.state, config, run_id)
+    partial = folder / f"{PROGRESS}.partial"
+    works = _WORKS.dump_json(snapshot.works).decode()
+    save_file({"accumulated": snapshot.accumulated}, partial, metadata={"works": works})
+    os.replace(partial, folder / PROGRESS)
+    before = state_folder(folder, snapshot.state.epoch - 1)
+    for other in folder.glob(_STATE_PATTERN):
+        if other not in (target, before):
+            shutil.rmtree(other)
+
+
+def state_folder(folder: Path, epoch: int) -> Path | None:
+    """Where the checkpoint in `folder` keeps the state of `epoch`, the current one or the one before; None if not."""
+    path = folder / f"state-{epoch:08d}"
+    return path if (path / MANIFEST).is_file() else None
+
+
+def load_checkpoint(folder: Path, layout: Layout, run_id: str, vectors: Iterable[str]) -> Snapshot | None:
+    """The checkpoint in `folder`, verified; None if there is none.
+
+    Raises:
+        StateMismatch, CorruptState: as `read_state` does; a damaged progress file.
+    """
+    complete = sorted(path for path in folder.glob(_STATE_PATTERN) if (path / MANIFEST).is_file())
+    if not complete:
+        return None
+    state = read_state(complete[-1], layout, run_id, vectors)
+    fresh = Work(epoch=state.epoch, state_hash=state.hash)
+    empty = Snapshot(state, np.zeros(layout.size, dtype=np.float32), (fresh,))
+    return _with_progress(empty, folder / PROGRESS)
+
+
+def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
+    """The snapshot with the progress in `path`, if that was made at the same state."""
+    if not path.exists():
+        return empty
+    vector = read_tensors(path, {"accumulated": (empty.state.layout.size,)}, _METADATA_BYTES)["accumulated"]
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+    try:
+        works = _WORKS.validate_json(metadata["works"])
+    except (KeyError, ValidationError) as error:
+        raise CorruptState(f"{path} holds no readable records: {error}") from error
+    if not works or works[-1].state_hash != empty.state.hash:
+        return empty
+    return Snapshot(empty.state, vector, works)
+
+
+def _holds(folder: Path, state_hash: str) -> bool:
+    return (folder / MANIFEST).is_file() and read_manifest(folder).state_hash == state_hash
+
+
+def _write_aside(folder: Path, target: Path, state: State, config: Mapping[str, Any], run_id: str) -> None:
+    """Write the state under another name, then rename: `target` is complete or absent."""
+    partial = folder / f"{target.name}.partial"
+    for stale in (partial, target):
+        shutil.rmtree(stale, ignore_errors=not stale.exists())
+    write_state(partial, state, config, run_id)
+    partial.rename(target)

@@ -1,0 +1,299 @@
+"""The blocking calls to a Hugging Face Hub that a release needs, and the one place where its errors are translated.
+
+Every call is one try. It returns, or raises `Transient` (worth another try), or a HubError (another try gives the
+same). The client library's own exceptions hold the request, and with it the token: none of them is chained to ours,
+and every message is scrubbed.
+
+Uploads go through the library (LFS or Xet, as it chooses). Downloads are plain HTTP over the library's session: so
+they are bounded in size and time, resumed where they broke off, and hashed as they arrive.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from distributed_training.hub import files
+from distributed_training.hub.card import card
+from distributed_training.hub.hub import CARD, MANIFEST, MANIFEST_BYTES, FileDigest, Release, manifest_of, read_manifest
+from distributed_training.hub.retry import retry_after
+from distributed_training.hub.secret import Secret
+from template.clock import Clock
+from template.errors import ConfigurationError, HubError
+
+if TYPE_CHECKING:
+    import httpx2
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})  # 409, 412: somebody else's commit came between
+_REASON_CHARACTERS = 300
+
+
+class Transient(Exception):
+    """This try failed and the next may not. `retry_after`: seconds that the server asks to wait."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class RepositoryMissing(HubError):
+    """There is no such repository, or this token may not know that there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """Seconds: to connect; without a byte moving in either direction; for one call, upload included; for one file
+    to download.
+
+    Raises:
+        ConfigurationError: one of them is not positive.
+    """
+
+    connect: float = 10.0
+    idle: float = 60.0
+    call: float = 1800.0
+    download: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if min(self.connect, self.idle, self.call, self.download) <= 0:
+            raise ConfigurationError("hub timeouts must be positive")
+
+    def of_session(self) -> httpx2.Timeout:
+        """What an HTTP session is given."""
+        import httpx2
+
+        return httpx2.Timeout(self.idle, connect=self.connect)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refs:
+    """Where the repository stands: commit of the main branch, and the commits of the tags that are epoch numbers."""
+
+    head: str | None
+    epochs: dict[int, str]
+
+
+class HuggingFaceClient:
+    """One repository on one Hub. Nothing is read from the environment's or the machine's tokens.
+
+    The library keeps one HTTP session a process: the timeouts set here hold for all of it.
+    """
+
+    def __init__(
+        self, repository: str, *, endpoint: str, private: bool, token: Secret | None, timeouts: Timeouts, clock: Clock
+    ) -> None:
+        import httpx2  # comes with huggingface_hub; both only where this hub is used
+        import huggingface_hub
+
+        self._library = huggingface_hub
+        self._http = httpx2
+        self._repository = repository
+        self._private = private
+        self._token = token
+        self._timeouts = timeouts
+        self._clock = clock
+        # token=False keeps the library from looking for a token of its own
+        self._api = huggingface_hub.HfApi(endpoint=endpoint, token=token.reveal() if token else False)
+        _bound_session(timeouts)
+
+    def refs(self) -> Refs:
+        """Branch and tags. Raises RepositoryMissing."""
+        return self._call(self._refs)
+
+    def create_repository(self) -> None:
+        """Create the repository; that it exists is fine."""
+        self._call(self._api.create_repo, self._repository, private=self._private, exist_ok=True)
+
+    def manifest(self, commit: str, epoch: int) -> Release:
+        """The release.json of a commit. Raises HubError if it has none, or none of that epoch."""
+        content = self._call(self._small_file, commit, MANIFEST)
+        return read_manifest(content, epoch)
+
+    def commit(self, folder: Path, release: Release, parent: str | None) -> str:
+        """Commit the files of a release on top of `parent`; the new commit. Transient if main has moved."""
+        return self._call(self._commit, folder, release, parent)
+
+    def tag(self, epoch: int, commit: str) -> bool:
+        """Tag a commit; false if the tag exists."""
+        return self._call(self._create_tag, str(epoch), commit)
+
+    def small_file(self, commit: str, name: str) -> bytes:
+        """A file of at most 1 MiB."""
+        return self._call(self._small_file, commit, name)
+
+    def download(self, commit: str, file: FileDigest, folder: Path) -> None:
+        """Download and verify a file. A partial file stays for the next try, a wrong one does not."""
+        self._call(self._download, commit, file, folder / file.name)
+
+    def _refs(self) -> Refs:
+        found = self._api.list_repo_refs(self._repository)
+        heads = {branch.name: branch.target_commit for branch in found.branches}
+        epochs = {int(tag.name): tag.target_commit for tag in found.tags if _is_epoch(tag.name)}
+        return Refs(head=heads.get("main"), epochs=epochs)
+
+    def _commit(self, folder: Path, release: Release, parent: str | None) -> str:
+        add = self._library.CommitOperationAdd
+        operations = [add(file.name, folder / file.name) for file in release.files]
+        operations.append(add(CARD, card(release, self._repository).encode()))
+        operations.append(add(MANIFEST, manifest_of(release)))
+        done = self._api.create_commit(
+            self._repository,
+            operations,
+            commit_message=f"{release.run_id} epoch {release.epoch}",
+            commit_description=f"state {release.state_hash}",
+            parent_commit=parent,
+        )
+        return str(done.oid)
+
+    def _create_tag(self, tag: str, commit: str) -> bool:
+        try:
+            self._api.create_tag(self._repository, tag=tag, revision=commit)
+        except self._library.errors.HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            return False
+        return True
+
+    @contextmanager
+    def _stream(self, commit: str, name: str, offset: int = 0) -> Iterator[httpx2.Response]:
+        url = f"{self._api.endpoint}/{self._repository}/resolve/{commit}/{name}"
+        headers = {"accept-encoding": "identity"}  # the bytes as they lie there
+        if offset:
+            headers["range"] = f"bytes={offset}-"
+        if self._token:
+            headers["authorization"] = f"Bearer {self._token.reveal()}"
+        session = self._library.get_session()
+        with session.stream("GET", url, headers=headers) as response:
+            self._library.hf_raise_for_status(response)
+            yield response
+
+    def _small_file(self, commit: str, name: str) -> bytes:
+        content = bytearray()
+        deadline = self._clock.monotonic() + self._timeouts.download
+        with self._stream(commit, name) as response:
+            for chunk in response.iter_bytes():
+                content += chunk
+                if len(content) > MANIFEST_BYTES:
+                    raise HubError(f"{name} on {self._repository} is larger than {MANIFEST_BYTES} bytes")
+                self._require_time(deadline, name)
+        return bytes(content)
+
+    def _download(self, commit: str, file: FileDigest, target: Path) -> None:
+        deadline = self._clock.monotonic() + self._timeouts.download
+        with target.open("ab") as partial:
+            offset = partial.tell()
+            if offset < file.size:
+                with self._stream(commit, file.name, offset) as response:
+                    if response.status_code != 206:
+                        partial.seek(0)  # the server sends it from the beginning
+                        partial.truncate()
+                    for chunk in response.iter_bytes():  # as they come: a fixed size would lose the last piece
+                        partial.write(chunk)
+                        if partial.tell() > file.size:
+                            break
+                        self._require_time(deadline, file.name)
+            files.sync(partial)
+        self._verify(file, target)
+
+    def _verify(self, file: FileDigest, target: Path) -> None:
+        found = files.digest(target)
+        if found == file:
+            return
+        if found.size < file.size:
+            raise Transient(f"{file.name} broke off at {found.size} of {file.size} bytes")
+        target.unlink()
+        raise Transient(f"{file.name} arrived with sha256 {found.sha256[:12]}, {MANIFEST} says {file.sha256[:12]}")
+
+    def _require_time(self, deadline: float, name: str) -> None:
+        if self._clock.monotonic() > deadline:
+            raise Transient(f"{name} took longer than {self._timeouts.download} s")
+
+    def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except (self._http.HTTPError, self._http.InvalidURL, OSError, ValueError, LookupError, RuntimeError) as error:
+            failure = self._translate(error)
+        raise failure  # outside the handler, so that nothing is chained
+
+    def _translate(self, error: Exception) -> Transient | HubError:
+        root = self._root_of(error)
+        reason = self._reason(root)
+        if isinstance(root, self._library.errors.HfHubHTTPError):
+            return self._translate_status(root, reason)
+        if isinstance(root, self._library.errors.OfflineModeIsEnabled):
+            return HubError("the hub cannot be reached in offline mode: unset HF_HUB_OFFLINE")
+        # RuntimeError without a cause comes from the Xet transfer, a JSON error from a proxy's HTML page
+        if isinstance(root, (self._http.RequestError, json.JSONDecodeError, RuntimeError)):
+            return Transient(f"{self._api.endpoint}: {reason}")
+        return HubError(f"{self._repository}: {reason}")
+
+    def _root_of(self, error: Exception) -> BaseException:
+        """The library wraps a failed upload in a RuntimeError: what is wrapped decides."""
+        root: BaseException = error
+        while isinstance(root, RuntimeError) and root.__cause__ is not None:
+            root = root.__cause__
+        return root
+
+    def _translate_status(self, error: Any, reason: str) -> Transient | HubError:
+        status = error.response.status_code
+        if status in _TRANSIENT_STATUS or status >= 500:
+            return Transient(f"HTTP {status}: {reason}", retry_after(error.response.headers, self._clock.time()))
+        whose = "the hub token" if self._token else "anonymous access (no hub token is set)"
+        if isinstance(error, self._library.errors.RepositoryNotFoundError):
+            return RepositoryMissing(
+                f"{self._repository} does not exist or is hidden from {whose}: check the name, or use a token that "
+                f"may read it ({reason})"
+            )
+        if status in (401, 403):
+            return HubError(
+                f"{whose} is refused by {self._repository} (HTTP {status}): publishing needs a token with write "
+                f"access to {self._repository.split('/')[0]}, reading a private repository one with read access "
+                f"({reason})"
+            )
+        return HubError(f"{self._repository}: HTTP {status}: {reason}")
+
+    def _reason(self, error: BaseException) -> str:
+        """One line, without the token."""
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return (self._token.scrub(text) if self._token else text)[:_REASON_CHARACTERS]
+
+
+def _is_epoch(name: str) -> bool:
+    return name.isascii() and name.isdigit() and str(int(name)) == name
+
+
+@dataclass(frozen=True)
+class _BoundedSession:
+    """Makes the library's session with timeouts, which it lacks."""
+
+    timeouts: Timeouts
+
+    def __call__(self) -> httpx2.Client:
+        from huggingface_hub.utils._http import default_client_factory  # the only way to keep its hooks
+
+        client = default_client_factory()
+        client.timeout = self.timeouts.of_session()
+        return client
+
+
+def _bound_session(timeouts: Timeouts) -> None:
+    """Let the library's session have timeouts, and keep its progress bars out of a neuron's log.
+
+    A session that has these timeouts already is left alone: changing it closes it under whoever is using it.
+    """
+    from huggingface_hub import constants, set_client_factory
+    from huggingface_hub.utils import _http
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    bounded = _BoundedSession(timeouts)
+    if bounded != _http._GLOBAL_CLIENT_FACTORY:
+        set_client_factory(bounded)
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()

@@ -1,0 +1,119 @@
+"""Who leads, when an epoch ends, who is in the group, and which state is the right one: pure functions.
+
+A *view* is what a neuron was told in one `IsAlive` answer. Nothing here does I/O or reads a clock; blocks and stakes
+are arguments, so every neuron that sees the same chain comes to the same answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from distributed_training.protocol import Member, PeerBinding
+from distributed_training.run import EpochSpec
+
+
+@dataclass(frozen=True)
+class View:
+    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron."""
+
+    uid: int
+    is_validator: bool
+    epoch: int
+    state_hash: str
+    samples: int
+    peer: PeerBinding
+
+    @property
+    def state(self) -> tuple[int, str]:
+        return self.epoch, self.state_hash
+
+
+def leader(validators: Collection[int], epoch: int, block: int, turn_blocks: int) -> int | None:
+    """The validator whose turn it is to start a round: rotates with the epoch and every `turn_blocks` blocks.
+
+    A dead leader therefore costs at most one turn. None if nobody has a permit.
+    """
+    order = sorted(validators)
+    return order[(epoch + block // turn_blocks) % len(order)] if order else None
+
+
+def may_lead(uid: int, validators: Collection[int], epoch: int, block: int, turn_blocks: int) -> bool:
+    """Whether a round started by `uid` is to be accepted: its turn now, one turn ago, or in the next block.
+
+    The turn before is accepted because a round that began in time may repeat after its turn has ended; the next block
+    because two neurons may see the head of the chain one block apart.
+    """
+    blocks = (block - turn_blocks, block, block + 1)
+    return any(leader(validators, epoch, max(b, 0), turn_blocks) == uid for b in blocks)
+
+
+def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, spec: EpochSpec) -> bool:
+    """Whether the epoch of `state` should be averaged now: enough samples, or enough blocks and somebody trained."""
+    samples = [v.samples for v in views if v.state == state and not v.is_validator and v.samples > 0]
+    if len(samples) < spec.min_miners:
+        return False
+    return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
+
+
+def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]) -> tuple[Member, ...]:
+    """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
+
+    Hotkeys in `barred` are left out. Shares are equal; validators reduce but do not contribute.
+    """
+    at_state = [v for v in views if v.state == state and v.peer.hotkey not in barred]
+    chosen = [v for v in at_state if v.is_validator or v.samples > 0]
+    return tuple(
+        Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=not v.is_validator)
+        for v in sorted(chosen, key=lambda v: v.uid)
+    )
+
+
+def majority_state(views: Iterable[View], stakes: Mapping[int, float]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None."""
+    weight: dict[tuple[int, str], float] = defaultdict(float)
+    for view in views:
+        if view.is_validator:
+            weight[view.state] += stakes[view.uid]
+    total = sum(weight.values())
+    best = max(weight, key=lambda state: weight[state], default=None)
+    return best if best is not None and weight[best] > total / 2 else None
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A miner that spoiled rounds stays out of the rounds of all epochs before `until_epoch`."""
+
+    spoiled: int
+    until_epoch: int
+
+
+MAX_EXCLUSION_EPOCHS = 64
+
+
+def exclude(known: Mapping[str, Exclusion], spoilers: Iterable[str], epoch: int) -> dict[str, Exclusion]:
+    """The exclusions, by hotkey, after `spoilers` were named by the majority in a round of `epoch`.
+
+    The first time costs the rest of this epoch, which a mere hiccup costs as well; then 1, 3, 7, ... epochs more.
+    """
+    updated = dict(known)
+    for hotkey in spoilers:
+        times = known[hotkey].spoiled + 1 if hotkey in known else 1
+        updated[hotkey] = Exclusion(times, epoch + min(2 ** (times - 1), MAX_EXCLUSION_EPOCHS))
+    return updated
+
+
+def forgive(known: Mapping[str, Exclusion], delivered: Collection[str]) -> dict[str, Exclusion]:
+    """The exclusions after these hotkeys delivered in a completed round: one spoiled round less each."""
+    updated = {}
+    for hotkey, exclusion in known.items():
+        spoiled = exclusion.spoiled - (hotkey in delivered)
+        if spoiled > 0:
+            updated[hotkey] = Exclusion(spoiled, exclusion.until_epoch)
+    return updated
+
+
+def excluded(known: Mapping[str, Exclusion], epoch: int) -> frozenset[str]:
+    """Whose hotkey stays out of the rounds of `epoch`."""
+    return frozenset(hotkey for hotkey, exclusion in known.items() if epoch < exclusion.until_epoch)

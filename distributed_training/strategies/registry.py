@@ -1,0 +1,29 @@
+"""Strategies by the name that a run spec gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from distributed_training.run import RunSpec
+from distributed_training.strategies.base import Strategy
+from distributed_training.strategies.gradient_averaging import GradientAveraging
+from template.errors import ConfigurationError
+
+STRATEGIES: Mapping[str, Callable[[RunSpec], Strategy]] = {
+    "gradient-averaging": lambda spec: GradientAveraging(spec.optimizer),
+}
+
+
+def find_strategy(spec: RunSpec) -> Strategy:
+    """The strategy of a run.
+
+    Raises:
+        ConfigurationError: no strategy of that name, or hyperparameters that it refuses.
+    """
+    try:
+        make = STRATEGIES[spec.strategy]
+    except KeyError:
+        raise ConfigurationError(
+            f"unknown strategy '{spec.strategy}'; known: {', '.join(sorted(STRATEGIES))}"
+        ) from None
+    return make(spec)

@@ -1,0 +1,1 @@
+"""What extrinsics do: one module a pallet or subject, each with its table `HANDLERS`."""
