@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.run import AuditSpec, DataSpec, RunSpec, load_run
+from distributed_training.run import RunSpec, load_run
 from template.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +71,9 @@ def test_values_are_those_of_the_file() -> None:
         ("ema = 0.2", "ema = 0.0", r"scoring\.ema must lie in \(0, 1\]"),
         ("bandwidth_share = 0.2", "bandwidth_share = 1.1", r"scoring\.bandwidth_share must lie in \[0, 1\]"),
         ("reference_rate = 1e6", "reference_rate = 0", r"scoring\.reference_rate must be positive"),
+        ("attempts = 3", "attempts = 0", r"epoch\.attempts must be at least 1"),
+        ("max_weight = 512 ", "max_weight = 0 ", r"averaging\.max_weight must be positive"),
+        ("miners_per_epoch = 16", "miners_per_epoch = 0", r"audit\.miners_per_epoch must be at least 1"),
         ("min_miners = 1", "min_miners = 0", r"epoch\.min_miners must be at least 1"),
         ("[epoch]", "[model.epoch]", r"unknown key 'model\.epoch'"),
         ("[data]", "[dta]", r"unknown key 'dta'"),
@@ -140,7 +143,6 @@ def test_layout_of_the_file_does_not_matter(tmp_path: Path) -> None:
 def test_specs_are_checked_however_they_are_made() -> None:
     """A dataclass made in code is held to the same rules as a file."""
     with pytest.raises(ConfigurationError, match=r"audit\.records_per_miner"):
-        AuditSpec(coordinates=1, records_per_miner=0, loss_tolerance=1, gradient_tolerance=1, threshold=1)
+        dataclasses.replace(load_run(NANO).audit, records_per_miner=0)
     with pytest.raises(ConfigurationError, match=r"data\.page_size"):
         dataclasses.replace(load_run(NANO).data, page_size=0)
-    assert isinstance(load_run(NANO).data, DataSpec)
