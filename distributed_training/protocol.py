@@ -21,15 +21,16 @@ Uid = Annotated[int, Field(ge=0, le=65535)]
 Epoch = Annotated[int, Field(ge=0)]
 Samples = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
-Address = Annotated[str, StringConstraints(max_length=256)]
-Ss58 = Annotated[str, StringConstraints(min_length=46, max_length=64)]
+# Visible ASCII only: a line break would let one signed part slide into the next (see PeerBinding.signed_bytes).
+Address = Annotated[str, StringConstraints(max_length=256, pattern=r"^[\x21-\x7e]+$")]
+Ss58 = Annotated[str, StringConstraints(min_length=46, max_length=64, pattern=r"^[0-9A-Za-z]+$")]
 
 
 class PeerBinding(Message):
     """A libp2p identity bound to a hotkey: `signature` (hex, sr25519 by the hotkey) covers `signed_bytes`."""
 
     hotkey: Ss58
-    peer_id: Annotated[str, StringConstraints(min_length=1, max_length=128)]
+    peer_id: Annotated[str, StringConstraints(max_length=128, pattern=r"^[0-9A-Za-z]+$")]
     addresses: Annotated[tuple[Address, ...], Field(min_length=1, max_length=16)]
     signature: Annotated[str, StringConstraints(pattern=r"^0x[0-9a-f]{128}$")]
 

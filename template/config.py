@@ -194,6 +194,7 @@ def _parse_flags(
 ) -> dict[str, Any]:
     """Text (or texts, or a bool) by dotted name of every flag that was given."""
     _refuse_secrets(fields, argv)
+    _refuse_values_of_switches(fields, argv)
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [--config FILE] [flags]",
@@ -286,6 +287,13 @@ def _refuse_secrets(fields: Sequence[_Field], argv: Sequence[str]) -> None:
                 f"{field.flag} is not taken as a flag: {SECRET_FLAG}; "
                 f"set {field.variable} or {field.dotted} in the --config file"
             )
+
+
+def _refuse_values_of_switches(fields: Sequence[_Field], argv: Sequence[str]) -> None:
+    """`--x=false` is clear to a person but not a form that argparse has; say which one is."""
+    for field in fields:
+        if field.kind is bool and any(argument.startswith(f"{field.flag}=") for argument in argv):
+            raise ConfigurationError(f"{field.flag} takes no value: {field.flag} is on, --no-{field.dotted} is off")
 
 
 def _refuse_unknown(unknown: Sequence[str], known: Sequence[str]) -> NoReturn:

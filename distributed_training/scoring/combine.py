@@ -128,9 +128,13 @@ class ScoreBook:
             CorruptState: it is not one.
         """
         try:
-            return _BOOK.validate_python(dict(state))
+            book = _BOOK.validate_python(dict(state))
         except ValidationError as error:
             raise CorruptState(f"not the state of a score book: {error.errors()[0]['msg']}") from error
+        uids = [entry.uid for entry in book.entries]
+        if uids != sorted(set(uids)) or not all(0 <= entry.ema < math.inf for entry in book.entries):
+            raise CorruptState("not the state of a score book: uids out of order, or an average that is not a number")
+        return book
 
 
 _BOOK = TypeAdapter(ScoreBook)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
 from distributed_training.protocol import Record
-from distributed_training.run import AuditSpec, ScoringSpec
+from distributed_training.run import load_run
 from distributed_training.scoring.bandwidth import Measured
 from distributed_training.scoring.combine import Evidence, Rules
 from distributed_training.scoring.gradient import AuditResult, Finding
 from distributed_training.scoring.participation import Standing
 from distributed_training.scoring.steps import Steps
 
-AUDIT = AuditSpec(coordinates=4, records_per_miner=3, loss_tolerance=1e-4, gradient_tolerance=1e-2, threshold=0.9)
-SCORING = ScoringSpec(
-    ema=0.2, bandwidth_share=0.2, reference_rate=1e6, penalty_epochs=3, weights_interval=10, version_key=1
-)
+NANO = load_run(Path(__file__).parents[2] / "runs" / "nano.toml")
+AUDIT = dataclasses.replace(NANO.audit, coordinates=4, loss_tolerance=1e-4, gradient_tolerance=1e-2, threshold=0.9)
+SCORING = dataclasses.replace(NANO.scoring, ema=0.2, bandwidth_share=0.2, reference_rate=1e6, penalty_epochs=3)
 RULES = Rules(audit=AUDIT, scoring=SCORING)
 
 

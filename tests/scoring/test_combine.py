@@ -261,7 +261,21 @@ def test_book_survives_a_restart(epochs: list[list[Evidence]]) -> None:
     assert ScoreBook.load_state_dict(json.loads(json.dumps(book.state_dict()))) == book
 
 
-@pytest.mark.parametrize("state", [{"epoch": "later"}, {"entries": [{"uid": 1}]}, {"entries": 3}])
+ENTRY = {"uid": 1, "hotkey": "hot1"}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"epoch": "later"},
+        {"entries": [{"uid": 1}]},
+        {"entries": 3},
+        {"entries": [ENTRY, ENTRY]},
+        {"entries": [{**ENTRY, "ema": math.nan}]},
+        {"entries": [{**ENTRY, "ema": math.inf}]},
+        {"entries": [{**ENTRY, "ema": -1.0}]},
+    ],
+)
 def test_damaged_book_is_refused(state: dict[str, object]) -> None:
     """A state that is not one does not become an empty book."""
     with pytest.raises(CorruptState, match="score book"):

@@ -46,7 +46,8 @@ def test_rounding_within_the_tolerances_agrees_fully() -> None:
 
 
 def test_agreement_falls_with_the_excess() -> None:
-    """Twice the tolerance is half the agreement, below the threshold it fails."""
+    """Half as much again is two thirds, twice the tolerance a half of the agreement; below the threshold it fails."""
+    assert judged({"loss": 5.5 * (1 + 1.5e-4)}).agreement == pytest.approx(2 / 3, rel=1e-6)
     result = judged({"loss": 5.5 * (1 + 2e-4)})
     assert result.agreement == pytest.approx(0.5, rel=1e-6)
     assert result.finding is Finding.LOSS_DIFFERS

@@ -141,6 +141,7 @@ def test_flag_over_environment_over_file_over_default(file: Path) -> None:
     ("argv", "expected"),
     [
         (["--axon.prot", "1"], "unknown flag --axon.prot; did you mean --axon.port?"),
+        (["--axon.serve=false"], "--axon.serve takes no value: --axon.serve is on, --no-axon.serve is off"),
         (["--axon.po", "1"], "unknown flag --axon.po; did you mean --axon.port?"),
         (["--wallet.hotkye=5Gx"], "unknown flag --wallet.hotkye"),
         (["start"], "unexpected argument 'start'"),

@@ -73,7 +73,7 @@ def reading(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         pytest.importorskip("wandb")
         monkeypatch.setenv("WANDB_DIR", str(tmp_path))
         wandb = WandbSink(project="test", name=None, api_key=None, mode="offline")
-        made = Reading(wandb, lambda: str(wandb._run.summary))
+        made = Reading(wandb, lambda: str(dict(wandb._run.summary)))
     yield made
     made.sink.close()
 
