@@ -83,6 +83,7 @@ class Ledger:
         except ChainUnavailable:
             db.close()
             raise
+        db.execute("PRAGMA synchronous = NORMAL")  # in WAL mode sound after any crash of a process
         self._db = db
 
     def close(self) -> None:
@@ -159,6 +160,4 @@ def _check_format(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
+    return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
