@@ -7,7 +7,7 @@ are arguments, so every neuron that sees the same chain comes to the same answer
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.protocol import Member, PeerBinding
@@ -70,8 +70,10 @@ def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]
     )
 
 
-def majority_state(views: Iterable[View], stakes: Mapping[int, float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None."""
+def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None.
+
+    `stakes` by uid."""
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
         if view.is_validator:

@@ -17,6 +17,10 @@ from template.config import option
 PLAIN_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
+# Libraries that log a line for each request; the same is in telemetry, with its outcome.
+CHATTY = ("httpx", "httpcore", "uvicorn")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """Log lines on standard error."""
@@ -30,6 +34,8 @@ def set_up_logging(config: LoggingConfig) -> None:
     Replaces the handlers of the root logger, so calling it again only changes the level.
     """
     logging.basicConfig(level=config.level.upper(), handlers=[log_handler(Console(stderr=True))], force=True)
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 class PrintableFormatter(logging.Formatter):

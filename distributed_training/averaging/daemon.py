@@ -72,7 +72,8 @@ class Daemon:
                 await daemon._wait_until_it_answers()
         except (TimeoutError, AveragingError) as error:
             await daemon.stop()
-            raise AveragingError(f"p2pd did not start within {seconds:g} s: {daemon._tail}") from error
+            why = str(error) or f"not within {seconds:g} s"
+            raise AveragingError(f"p2pd did not start: {why}; its last output: {daemon._tail}") from error
         except BaseException:
             await daemon.stop()
             raise
@@ -161,11 +162,14 @@ class Daemon:
                 writer.transport.abort()
 
     async def _wait_until_it_answers(self) -> None:
-        while not self.socket_path("control.sock").exists():
+        while True:
             if not self.alive:
-                raise AveragingError("the daemon ended")
+                raise AveragingError(f"it ended with status {self._process.returncode}")
+            if self.socket_path("control.sock").exists():
+                with contextlib.suppress(AveragingError):  # bound, but not listening yet
+                    await self.identify()
+                    return
             await asyncio.sleep(0.02)
-        await self.identify()
 
     async def _read_output(self) -> None:
         """Keep the pipe empty and the last line for error messages."""

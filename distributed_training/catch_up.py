@@ -1,0 +1,137 @@
+"""Getting back in step: the state that most of the validators' stake stands at, from a peer or else from the hub.
+
+Every source is checked against the expected state hash; a wrong, cut or stale one is told and the next one is tried.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed_training import schedule
+from distributed_training.averaging.state_transfer import fetch_state
+from distributed_training.averaging.streams import Transport
+from distributed_training.engine.engine import Engine
+from distributed_training.engine.worker import TrainingWorker
+from distributed_training.events import CatchUpFailed, CaughtUp, OutOfStep
+from distributed_training.hub.hub import Hub
+from distributed_training.keeper import Keeper
+from distributed_training.model.files import read_state
+from distributed_training.peers import KnownPeers
+from distributed_training.schedule import View
+from template.clock import Clock
+from template.errors import AveragingError, HubError, StateError
+from template.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpConfig:
+    """`patience` is how long a neuron that is not behind lets the majority differ before it gives its state up."""
+
+    patience: float = 10.0
+    transfer_seconds: float = 600.0
+    max_bytes: int = 1 << 38
+
+
+class CatchUp:
+    """Compares this neuron with the majority and fetches the right state where they differ."""
+
+    def __init__(
+        self,
+        *,
+        uid: int,
+        config: CatchUpConfig,
+        run_id: str,
+        engine: Engine,
+        worker: TrainingWorker,
+        transport: Transport,
+        known: KnownPeers,
+        keeper: Keeper,
+        hub: Hub,
+        folder: Path,
+        telemetry: Telemetry,
+        clock: Clock,
+        seed: int,
+    ) -> None:
+        self._uid = uid
+        self._config = config
+        self._run_id = run_id
+        self._engine = engine
+        self._worker = worker
+        self._transport = transport
+        self._known = known
+        self._keeper = keeper
+        self._hub = hub
+        self._folder = folder
+        self._telemetry = telemetry
+        self._clock = clock
+        self._order = random.Random(seed)
+        self._differs: tuple[tuple[int, str], float] | None = None
+
+    async def check(self, views: Iterable[View], stakes: Sequence[float]) -> bool:
+        """Catch up if need be; `views` includes this neuron's own. Returns whether this neuron is in step now."""
+        views = tuple(views)
+        engine = self._engine
+        mine = (engine.epoch, engine.state_hash)
+        right = schedule.majority_state(views, stakes)
+        if right is None or right == mine:
+            self._differs = None
+            return True
+        if not self._is_due(right, mine[0]):
+            return False
+        self._telemetry.emit(
+            OutOfStep(uid=self._uid, epoch=mine[0], state_hash=mine[1], right_epoch=right[0], right_hash=right[1])
+        )
+        return await self._fetch(right, [v for v in views if v.state == right and v.uid != self._uid])
+
+    def _is_due(self, right: tuple[int, str], epoch: int) -> bool:
+        """At once when behind; otherwise the others may only not have committed yet, so wait `patience`."""
+        now = self._clock.monotonic()
+        if self._differs is None or self._differs[0] != right:
+            self._differs = (right, now)
+        return right[0] > epoch or now - self._differs[1] >= self._config.patience
+
+    async def _fetch(self, right: tuple[int, str], holders: list[View]) -> bool:
+        self._order.shuffle(holders)
+        for holder in holders:
+            if await self._try_source(f"peer:{holder.uid}", right, holder):
+                return True
+        return await self._try_source("hub", right, None)
+
+    def _adopt(self, engine: Engine, folder: Path, state_hash: str) -> None:
+        engine.adopt(read_state(folder, engine.layout, self._run_id, engine.vectors, state_hash))
+
+    async def _try_source(self, source: str, right: tuple[int, str], holder: View | None) -> bool:
+        started = self._clock.monotonic()
+        epoch, state_hash = right
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="incoming-") as parent:
+            folder = Path(parent) / "state"
+            try:
+                if holder is None:
+                    await self._hub.fetch(epoch, folder)
+                else:
+                    await fetch_state(
+                        self._transport,
+                        holder.peer.peer_id,
+                        holder.peer.addresses,
+                        run_id=self._run_id,
+                        epoch=epoch,
+                        expected_hash=state_hash,
+                        destination=folder,
+                        max_bytes=self._config.max_bytes,
+                        seconds=self._config.transfer_seconds,
+                        allow=self._known.__contains__,
+                    )
+                await self._worker.run(lambda engine: self._adopt(engine, folder, state_hash))
+            except (AveragingError, HubError, StateError) as error:
+                self._telemetry.emit(CatchUpFailed(uid=self._uid, epoch=epoch, source=source, reason=str(error)))
+                return False
+        await self._keeper.save()
+        seconds = self._clock.monotonic() - started
+        self._telemetry.emit(
+            CaughtUp(uid=self._uid, epoch=epoch, state_hash=state_hash, source=source, seconds=seconds)
+        )
+        return True

@@ -1,0 +1,176 @@
+"""What miners and validators tell about a run. `uid` is always the neuron that tells, `miner` the one told about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from template.telemetry import Event
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronStarted(Event):
+    """A neuron is up: it answers queries and takes part in rounds from now on."""
+
+    uid: int
+    role: str
+    run_id: str
+    epoch: int
+    state_hash: str
+    corpus: str
+    axon: str
+    peer_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Event):
+    """What a miner has accumulated in this epoch so far."""
+
+    uid: int
+    epoch: int
+    samples: int
+    mean_loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFinished(Event):
+    """One attempt at an all-reduce, as this neuron saw it; `state_hash` is the state after it."""
+
+    uid: int
+    epoch: int
+    attempt: int
+    round_id: str
+    completed: bool
+    state_hash: str
+    participants: list[int]
+    failures: list[dict[str, Any]]
+    samples: int
+    seconds: float
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundLed(Event):
+    """One attempt as its leader counts it: who was in the group, who completed, who was named by the majority."""
+
+    uid: int
+    epoch: int
+    attempt: int
+    round_id: str
+    completed: bool
+    group: list[int]
+    confirmed: list[int]
+    named: list[int]
+    silent: list[int]
+    refusals: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRefused(Event):
+    """This neuron did not take part in a round it was asked to join."""
+
+    uid: int
+    leader: int
+    epoch: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Event):
+    """Loss on the held-out pages, in nats a token."""
+
+    uid: int
+    epoch: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutOfStep(Event):
+    """This neuron's state is not the one most of the validators' stake stands at."""
+
+    uid: int
+    epoch: int
+    state_hash: str
+    right_epoch: int
+    right_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaughtUp(Event):
+    """This neuron took over a state from `source` (`checkpoint`, `peer:UID` or `hub`), hash verified."""
+
+    uid: int
+    epoch: int
+    state_hash: str
+    source: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpFailed(Event):
+    """One source could not give the right state; the next one is tried."""
+
+    uid: int
+    epoch: int
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unseen(Event):
+    """A neuron did not answer a query; nobody's score changes because of it."""
+
+    uid: int
+    miner: int
+    synapse: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited(Event):
+    """One record, recomputed."""
+
+    uid: int
+    miner: int
+    epoch: int
+    number: int
+    agreement: float
+    passed: bool
+    reason: str
+    loss_difference: float | None
+    gradient_difference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditNotPossible(Event):
+    """The validator could not audit for a reason of its own; nobody's score changes."""
+
+    uid: int
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excluded(Event):
+    """A miner that spoiled a round is left out of the groups until `until_epoch`."""
+
+    uid: int
+    miner: int
+    epoch: int
+    until_epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSet(Event):
+    """An attempt to set weights: what was to be set and what the chain said."""
+
+    uid: int
+    block: int
+    mechid: int
+    weights: dict[str, float]
+    outcome: str
+    detail: str

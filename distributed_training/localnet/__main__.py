@@ -1,0 +1,199 @@
+"""`scripts/localnet`: a whole subnet on this machine, of real processes, and a picture of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from distributed_training.localnet.network import Network, open_network, remove
+from distributed_training.localnet.plot import plot
+from distributed_training.localnet.processes import Processes
+from distributed_training.localnet.story import Story
+from distributed_training.localnet.summary import missing, summarize, table, write
+from distributed_training.localnet.tail import Tail
+from distributed_training.localnet.view import ChainNow, epoch_line, render
+from template.chain.connect import connect
+from template.chain.metagraph import read_metagraph, read_weights
+from template.config import HelpRequested, option, parse
+from template.console import print_error, print_text
+from template.errors import ConfigurationError, SubnetError
+
+ROOT = Path(__file__).parents[2]
+LOOK_SECONDS = 1.0
+START_SECONDS = 120.0
+EPOCH_SECONDS = 60.0  # of patience, for each epoch
+SETTLE_SECONDS = 120.0
+KINDS = ("free-rider", "lazy", "copycat", "nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalnetConfig:
+    """A whole subnet on this machine."""
+
+    miners: int = option("how many miners", default=4)
+    validators: int = option("how many validators", default=2)
+    epochs: int = option("how many epochs to train", default=30)
+    adversary: tuple[str, ...] = option(f"KIND[:COUNT], how many of the miners cheat: {', '.join(KINDS)}", default=())
+    run: Path = option("run file", default=ROOT / "runs" / "nano.toml")
+    folder: Path = option("where chain, keys, logs and models go", default=ROOT / ".localnet")
+    fresh: bool = option("start anew instead of going on from the last time", default=False)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ConfigurationError("--epochs must be at least 1")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each cheating miner."""
+        return tuple(kind for text in self.adversary for kind in _kinds(text))
+
+
+def _kinds(text: str) -> list[str]:
+    kind, _, count = text.partition(":")
+    if kind not in KINDS:
+        raise ConfigurationError(f"--adversary {text}: unknown kind; known: {', '.join(KINDS)}")
+    if count and not (count.isdigit() and int(count) > 0):
+        raise ConfigurationError(f"--adversary {text}: the count must be a positive number, as in {kind}:2")
+    return [kind] * int(count or 1)
+
+
+class Localnet:
+    """One run of the processes of a network."""
+
+    def __init__(self, network: Network, config: LocalnetConfig, console: Console) -> None:
+        self._network = network
+        self._config = config
+        self._console = console
+        self._story = Story()
+        self._chain: ChainNow | None = None
+        self._started = time.monotonic()
+        self._told = 0
+
+    async def run(self) -> list[str]:
+        """Run to the end and leave the results in the folder. Returns what went wrong, each with where to read on."""
+        new = self._network.prepare()
+        first = 0 if new else _last_published(self._network.hub_folder)
+        self._told = first
+        commands = self._network.commands(first + self._config.epochs)
+        tail = Tail({command.name: command.events for command in commands})
+        tail.skip_existing()
+        problems: list[str] = []
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        with Processes(environment, ROOT) as processes, self._live() as live:
+            for command in commands:
+                processes.start(command)
+            async with connect(self._network.chain_url) as client:
+                async for _ in self._watch(tail, processes, problems, first):
+                    self._chain = ChainNow(await read_metagraph(client, 1), await read_weights(client, 1, 0))
+                    self._show(live)
+            problems += [f"{name} did not stop when asked; it was killed" for name in processes.stop_all()]
+        for name, record in tail.read():
+            self._story.take(name, record)
+        return problems + self._finish(first)
+
+    async def _watch(self, tail: Tail, processes: Processes, problems: list[str], first: int):  # type: ignore[no-untyped-def]
+        """Yield once a look, until the run is over or has taken too long."""
+        last = first + self._config.epochs
+        deadline = self._started + START_SECONDS + EPOCH_SECONDS * self._config.epochs
+        settled = None
+        while not problems:
+            for name, record in tail.read():
+                self._story.take(name, record)
+            for name, (command, status) in processes.ended().items():
+                problems.append(f"{name} ended with status {status}: read {command.log}")
+            yield
+            now = time.monotonic()
+            if self._story.epochs >= last:
+                settled = settled or now + SETTLE_SECONDS
+                if self._is_settled(last) or now > settled:
+                    return
+            elif now > deadline:
+                problems.append(
+                    f"epoch {self._story.epochs} did not end in time: read the logs in {self._network.folder}"
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _is_settled(self, last: int) -> bool:
+        """The last epoch is scored and published, every honest miner has weights, and Yuma has paid it."""
+        story, chain, layout = self._story, self._chain, self._network.layout
+        assert chain is not None, "the chain was read before"
+        validators = [layout.uids[name] for name in layout.validator_names]
+        if last not in story.published or any(story.scored.get(v, -1) < last - 1 for v in validators):
+            return False
+        honest = [uid for name, uid in layout.uids.items() if name in layout.miner_names and name not in layout.kinds]
+        weighed = all(chain.weights.get(v, {}).get(uid, 0) > 0 for v in validators for uid in honest)
+        return weighed and all(chain.metagraph.incentive[uid] > 0 for uid in honest)
+
+    def _live(self) -> Live:
+        return Live(console=self._console, refresh_per_second=4, transient=False)
+
+    def _show(self, live: Live) -> None:
+        if self._console.is_terminal:
+            live.update(render(self._story, self._chain, self._config.epochs, time.monotonic() - self._started))
+            return
+        while self._told in self._story.held_out and self._told <= self._story.epochs:
+            self._console.print(epoch_line(self._story, self._told), highlight=False)
+            self._told += 1
+
+    def _finish(self, first: int) -> list[str]:
+        """Write summary and plot, print the closing table."""
+        if self._chain is None:
+            return []
+        folder, layout = self._network.folder, self._network.layout
+        seconds = time.monotonic() - self._started
+        summary = summarize(
+            self._story, self._chain, first_epoch=first, epochs=self._config.epochs, seconds=round(seconds, 1)
+        )
+        honest = {uid for name, uid in layout.uids.items() if name in layout.miner_names and name not in layout.kinds}
+        problems = missing(summary, validators=layout.validators, honest=honest)
+        summary["faults"] = [*summary["faults"], *problems]
+        names = {uid: layout.kinds.get(name, name) for name, uid in layout.uids.items() if name in layout.miner_names}
+        plot(self._story, names, folder / "localnet.png")
+        write(summary, folder / "summary.json")
+        self._console.print(table(summary))
+        loss = [value for value in summary["held_out_loss"] if value is not None]
+        if loss:
+            self._console.print(f"held-out loss {loss[0]:.3f} -> {loss[-1]:.3f} nats per token, {seconds:.0f} s")
+        self._console.print(f"summary {folder / 'summary.json'}  plot {folder / 'localnet.png'}", soft_wrap=True)
+        return [*self._story.faults, *problems]
+
+
+def _last_published(hub: Path) -> int:
+    """The epoch that an earlier run reached: a resumed localnet counts from there."""
+    return max((int(path.name) for path in hub.iterdir() if path.name.isdigit()), default=0) if hub.exists() else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all went well, 1 something is named that did not, 2 bad arguments, 130 interrupted."""
+    console = Console()
+    try:
+        description = "Runs a whole subnet on this machine."
+        config: LocalnetConfig = parse({"": LocalnetConfig}, argv, prog="scripts/localnet", description=description)[""]
+        if config.fresh:
+            remove(config.folder)
+        network = open_network(config.folder, config.run, config.miners, config.validators, config.kinds)
+        problems = asyncio.run(Localnet(network, config, console).run())
+    except HelpRequested as wanted:
+        print_text(str(wanted))
+        return 0
+    except SubnetError as error:
+        print_error(str(error))
+        return 2
+    except KeyboardInterrupt:
+        print_error("interrupted; all processes were stopped")
+        return 130
+    for problem in problems:
+        print_error(problem)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A miner: trains all the time, says what it did, takes part in rounds, and gets back in step when it fell out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from distributed_training.catch_up import CatchUp
+from distributed_training.engine.engine import Engine
+from distributed_training.engine.records import records_hash
+from distributed_training.engine.worker import TrainingWorker
+from distributed_training.events import Trained
+from distributed_training.keeper import Keeper
+from distributed_training.node import ChainView, CompletedRound, Node
+from distributed_training.peers import Census, validators_of
+from distributed_training.protocol import Train, TrainResponse
+from distributed_training.run import RunSpec
+from template.clock import Clock
+from template.errors import Refused, StateError
+from template.telemetry import Telemetry
+from template.transport.axon import Axon
+from template.transport.policy import Caller
+
+TICK_SECONDS = 2.0
+CENSUS_SECONDS = 5.0
+CHECKPOINT_SECONDS = 30.0
+
+
+class Miner:
+    """Composed of the parts it is given; opens and closes nothing itself."""
+
+    def __init__(
+        self,
+        *,
+        spec: RunSpec,
+        chain: ChainView,
+        node: Node,
+        engine: Engine,
+        worker: TrainingWorker,
+        keeper: Keeper,
+        census: Census,
+        catch_up: CatchUp,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._spec = spec
+        self._chain = chain
+        self._node = node
+        self._engine = engine
+        self._worker = worker
+        self._keeper = keeper
+        self._census = census
+        self._catch_up = catch_up
+        self._telemetry = telemetry
+        self._clock = clock
+
+    def attach(self, axon: Axon) -> None:
+        """Serve all three synapses."""
+        self._node.attach(axon)
+        axon.attach(Train, self.report, validators_only=True)
+
+    async def report(self, request: Train, caller: Caller) -> TrainResponse:
+        """The records of this epoch or of one that ended a short while ago.
+
+        Raises:
+            Refused: the epoch's records are not kept (any more) or it lies in the future.
+        """
+        try:
+            work = self._engine.work_of(request.epoch)
+        except StateError as error:
+            raise Refused(str(error), status=404, reason="no-such-epoch") from error
+        records = work.records
+        return TrainResponse(
+            epoch=request.epoch,
+            state_hash=work.state_hash,
+            records_hash=records_hash(records),
+            total_records=len(records),
+            records=records[request.offset : request.offset + request.limit],
+            mean_loss=work.mean_loss,
+            samples=work.samples,
+            seconds=work.seconds,
+            batch_size=self._spec.data.pages_per_micro_batch,
+        )
+
+    async def run(self) -> None:
+        """Train until cancelled. The training itself runs in the worker's thread."""
+        await self._worker.resume()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._worker.watch())
+            tasks.create_task(self._tell_progress())
+            tasks.create_task(self._keep_progress())
+            tasks.create_task(self._stay_in_step())
+
+    async def on_completed(self, done: CompletedRound) -> None:
+        """Called by the node when a round was committed: keep the new state, for a restart and for late-comers."""
+        await self._keeper.save()
+
+    async def _keep_progress(self) -> None:
+        while True:
+            await self._clock.sleep(CHECKPOINT_SECONDS)
+            await self._keeper.save()
+
+    async def _tell_progress(self) -> None:
+        told: tuple[int, int] | None = None
+        while True:
+            work = self._engine.work
+            if (work.epoch, work.samples) != told:
+                told = (work.epoch, work.samples)
+                self._telemetry.emit(
+                    Trained(
+                        uid=self._node.uid,
+                        epoch=work.epoch,
+                        samples=work.samples,
+                        mean_loss=work.mean_loss,
+                        seconds=work.seconds,
+                    )
+                )
+            await self._clock.sleep(TICK_SECONDS)
+
+    async def _stay_in_step(self) -> None:
+        while True:
+            metagraph = self._chain.metagraph
+            validators = validators_of(metagraph)
+            views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
+            if not self._node.in_round:
+                await self._catch_up.check(views, metagraph.stake)
+            await self._clock.sleep(TICK_SECONDS)

@@ -1,0 +1,97 @@
+"""Asking other neurons where they stand, and keeping only answers whose peer id their hotkey has signed for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from distributed_training.averaging.binding import binding_is_valid
+from distributed_training.events import Unseen
+from distributed_training.protocol import IsAlive, IsAliveResponse
+from distributed_training.schedule import View
+from template.chain.metagraph import Metagraph
+from template.telemetry import Telemetry
+from template.transport.dendrite import Dendrite, Target
+
+
+def validators_of(metagraph: Metagraph) -> frozenset[int]:
+    """The uids that may lead and ask: a permit, and an axon, without which a neuron cannot take part in a round."""
+    return frozenset(u for u in range(len(metagraph)) if metagraph.validator_permit[u] and metagraph.axons[u])
+
+
+def targets(metagraph: Metagraph, uids: Iterable[int]) -> tuple[Target, ...]:
+    """The neurons among `uids` that serve an axon."""
+    return tuple(
+        Target(uid=uid, hotkey=metagraph.hotkeys[uid], host=axon.ip, port=axon.port)
+        for uid in uids
+        if (axon := metagraph.axons[uid]) is not None
+    )
+
+
+class KnownPeers:
+    """The peer ids that a registered hotkey has signed for: nobody else's streams are served. One a uid."""
+
+    def __init__(self) -> None:
+        self._by_uid: dict[int, str] = {}
+
+    def add(self, uid: int, peer_id: str) -> None:
+        self._by_uid[uid] = peer_id
+
+    def __contains__(self, peer_id: object) -> bool:
+        return peer_id in self._by_uid.values()
+
+
+class Census:
+    """Asks a set of neurons where they stand. `corpus` is the fingerprint that their data must have."""
+
+    def __init__(
+        self, *, uid: int, run_id: str, corpus: str, dendrite: Dendrite, known: KnownPeers, telemetry: Telemetry
+    ) -> None:
+        self._uid = uid
+        self._run_id = run_id
+        self._corpus = corpus
+        self._dendrite = dendrite
+        self._known = known
+        self._telemetry = telemetry
+        self._silent: dict[int, str] = {}
+
+    async def ask(self, metagraph: Metagraph, uids: Iterable[int], deadline: float) -> tuple[View, ...]:
+        """One `IsAlive` to each; who does not answer, or not truthfully, is told once in telemetry and left out."""
+        others = targets(metagraph, (uid for uid in uids if uid != self._uid))
+        outcomes = await self._dendrite.broadcast(others, IsAlive(run_id=self._run_id), deadline)
+        validators = validators_of(metagraph)
+        views = []
+        for uid, outcome in outcomes.items():
+            problem = str(outcome.error) if outcome.error else None
+            answer = outcome.response
+            if isinstance(answer, IsAliveResponse):
+                problem = self._problem(metagraph, uid, answer)
+                if problem is None:
+                    self._known.add(uid, answer.peer.peer_id)
+                    views.append(_view(uid, uid in validators, answer))
+            self._tell(uid, problem)
+        return tuple(views)
+
+    def _problem(self, metagraph: Metagraph, uid: int, answer: IsAliveResponse) -> str | None:
+        if not binding_is_valid(answer.peer, self._run_id, metagraph.hotkeys[uid]):
+            return "its peer id is not bound to its hotkey"
+        if answer.corpus != self._corpus:
+            return f"its corpus is {answer.corpus[:12]}, ours {self._corpus[:12]}: both need the same text"
+        return None
+
+    def _tell(self, uid: int, problem: str | None) -> None:
+        if problem is None:
+            self._silent.pop(uid, None)
+        elif self._silent.get(uid) != problem:
+            self._silent[uid] = problem
+            self._telemetry.emit(Unseen(uid=self._uid, miner=uid, synapse="IsAlive", reason=problem))
+
+
+def _view(uid: int, is_validator: bool, answer: IsAliveResponse) -> View:
+    return View(
+        uid=uid,
+        is_validator=is_validator,
+        epoch=answer.epoch,
+        state_hash=answer.state_hash,
+        samples=answer.samples,
+        peer=answer.peer,
+    )

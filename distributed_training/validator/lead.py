@@ -1,0 +1,147 @@
+"""Leading a round: one attempt after another, each without the peers that the attempt before it named or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from distributed_training.averaging import leader
+from distributed_training.events import RoundLed
+from distributed_training.node import Node
+from distributed_training.peers import targets
+from distributed_training.protocol import AllReduce, AllReduceResponse, Deadlines, Member
+from distributed_training.run import RunSpec
+from template.chain.metagraph import Metagraph
+from template.clock import Clock
+from template.errors import Refused
+from template.telemetry import Telemetry
+from template.transport.dendrite import Dendrite
+
+ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the update and the way back
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt as the leader counts it, by uid. `survivors` are the members of the next one."""
+
+    group: tuple[Member, ...]
+    answers: Mapping[int, AllReduceResponse]
+    confirmed: frozenset[int]
+    survivors: tuple[Member, ...]
+    completed: bool
+
+    @property
+    def reports(self) -> leader.Attempt:
+        return leader.Attempt(members=self.group, reports={u: a.failures for u, a in self.answers.items()})
+
+    @property
+    def silent(self) -> frozenset[int]:
+        return frozenset(member.uid for member in self.group) - self.answers.keys()
+
+    @property
+    def named(self) -> frozenset[int]:
+        """Who is not asked again though it answered: the majority named it."""
+        gone = {m.uid for m in self.group} - {m.uid for m in self.survivors}
+        return frozenset(gone) - self.silent
+
+
+def count(
+    before: Sequence[Attempt], group: tuple[Member, ...], answers: Mapping[int, AllReduceResponse], quorum: float
+) -> Attempt:
+    """What the answers say: completed if contributors holding the quorum of their number hold one new state."""
+    contributors = [member.uid for member in group if member.contributes]
+    by_hash: dict[str, set[int]] = {}
+    for uid, answer in answers.items():
+        if answer.completed:
+            by_hash.setdefault(answer.state_hash, set()).add(uid)
+    confirmed = max(by_hash.values(), key=len, default=set())
+    delivered = [uid for uid in contributors if uid in confirmed]
+    completed = bool(contributors) and len(delivered) >= quorum * len(contributors)
+    attempt = Attempt(group, answers, frozenset(confirmed), group, completed)
+    if completed:
+        return attempt
+    reports = [earlier.reports for earlier in (*before, attempt)]
+    trust = {member.uid: 1.0 for earlier in reports for member in earlier.members}
+    return replace(attempt, survivors=leader.surviving_group(reports, trust))
+
+
+class RoundLeader:
+    """Starts rounds on behalf of one validator, which takes part in them itself."""
+
+    def __init__(self, *, spec: RunSpec, node: Node, dendrite: Dendrite, telemetry: Telemetry, clock: Clock) -> None:
+        self._spec = spec
+        self._node = node
+        self._dendrite = dendrite
+        self._telemetry = telemetry
+        self._clock = clock
+
+    async def lead(self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...]) -> Sequence[Attempt]:
+        """Average the epoch of `state` among `group`; ends with the first attempt that completes.
+
+        Returns:
+            All attempts, in order. The last one has not completed if everything was tried.
+        """
+        attempts: list[Attempt] = []
+        for _ in range(self._spec.epoch.attempts):
+            if not any(member.contributes for member in group):
+                break
+            attempt = await self._attempt(metagraph, state, group, attempts)
+            attempts.append(attempt)
+            if attempt.completed:
+                break
+            group = attempt.survivors
+        return attempts
+
+    async def _attempt(
+        self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...], before: Sequence[Attempt]
+    ) -> Attempt:
+        started = self._clock.monotonic()
+        request = self._request(state, group, len(before))
+        others = targets(metagraph, (member.uid for member in group if member.uid != self._node.uid))
+        deadline = sum((request.deadlines.connect, request.deadlines.exchange, request.deadlines.commit))
+        own, outcomes = await asyncio.gather(
+            self._take_part(request), self._dendrite.broadcast(others, request, deadline + ANSWER_MARGIN_SECONDS)
+        )
+        answers = {u: o.response for u, o in outcomes.items() if isinstance(o.response, AllReduceResponse)}
+        if own is not None:
+            answers[self._node.uid] = own
+        attempt = count(before, group, answers, self._spec.averaging.quorum)
+        self._telemetry.emit(
+            RoundLed(
+                uid=self._node.uid,
+                epoch=request.epoch,
+                attempt=request.attempt,
+                round_id=request.round_id,
+                completed=attempt.completed,
+                group=[member.uid for member in group],
+                confirmed=sorted(attempt.confirmed),
+                named=sorted(attempt.named),
+                silent=sorted(attempt.silent),
+                refusals={str(uid): str(o.error) for uid, o in outcomes.items() if o.error},
+                seconds=self._clock.monotonic() - started,
+            )
+        )
+        return attempt
+
+    def _request(self, state: tuple[int, str], group: tuple[Member, ...], number: int) -> AllReduce:
+        limits = self._spec.averaging
+        return AllReduce(
+            run_id=self._spec.run_id,
+            epoch=state[0],
+            state_hash=state[1],
+            attempt=number,
+            round_id=secrets.token_hex(16),
+            group=group,
+            codec=limits.codec,
+            deadlines=Deadlines(
+                connect=limits.connect_seconds, exchange=limits.exchange_seconds, commit=limits.commit_seconds
+            ),
+        )
+
+    async def _take_part(self, request: AllReduce) -> AllReduceResponse | None:
+        try:
+            return await self._node.take_part(request)
+        except Refused:
+            return None  # the state moved on meanwhile; the leader then counts as silent in its own round

@@ -1,0 +1,79 @@
+"""The chain as a neuron goes along with it: the last block seen, and a metagraph that is read every few blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bittensor import Client
+
+from template.chain.faults import translated
+from template.chain.metagraph import Metagraph, read_metagraph
+from template.clock import Clock
+from template.errors import ChainFault
+from template.telemetry import Event, Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSilent(Event):
+    """The chain could not be read; the last snapshot stays in use and it is asked again after `retry_seconds`."""
+
+    reason: str
+    retry_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainWatchConfig:
+    """`refresh_blocks`: blocks between two reads of the metagraph; `poll_seconds`: between two looks at the head;
+    `stake_floor`: stake (as the metagraph counts it) that makes a validator even without a permit."""
+
+    refresh_blocks: int = 5
+    poll_seconds: float = 1.0
+    longest_retry_seconds: float = 60.0
+    stake_floor: float = math.inf
+
+
+class ChainWatch:
+    """Holds the latest view. Answers as the axon's directory, too."""
+
+    def __init__(
+        self,
+        client: Client,
+        first: Metagraph,
+        *,
+        config: ChainWatchConfig,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._client = client
+        self._config = config
+        self._telemetry = telemetry
+        self._clock = clock
+        self.metagraph = first
+        self.block = first.block
+
+    def uid_of(self, hotkey: str) -> int | None:
+        return self.metagraph.uid_of(hotkey)
+
+    def is_validator(self, uid: int) -> bool:
+        return self.metagraph.is_validator(uid, self._config.stake_floor)
+
+    async def run(self) -> None:
+        """Follow the chain until cancelled. A chain that is silent is told in telemetry, and asked again."""
+        pause = self._config.poll_seconds
+        while True:
+            await self._clock.sleep(pause)
+            try:
+                await self._look()
+                pause = self._config.poll_seconds
+            except ChainFault as error:
+                pause = min(2 * pause, self._config.longest_retry_seconds)
+                self._telemetry.emit(ChainSilent(reason=str(error), retry_seconds=pause))
+
+    async def _look(self) -> None:
+        with translated("reading the head of the chain"):
+            block = await self._client.block()
+        if block - self.metagraph.block >= self._config.refresh_blocks:
+            netuid, mechid = self.metagraph.netuid, self.metagraph.mechid
+            self.metagraph = await read_metagraph(self._client, netuid, mechid)
+        self.block = max(block, self.metagraph.block)

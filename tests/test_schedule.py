@@ -1,0 +1,87 @@
+"""The schedule: who leads, when an epoch ends, who is in the group, which state is right."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed_training import schedule
+from distributed_training.protocol import PeerBinding
+from distributed_training.run import EpochSpec
+from distributed_training.schedule import View
+
+SPEC = EpochSpec(target_samples=100, max_blocks=10, min_miners=2, turn_blocks=5, attempts=3)
+STATE = (3, "a" * 64)
+
+
+def view(uid: int, *, samples: int = 0, validator: bool = False, state: tuple[int, str] = STATE) -> View:
+    peer = PeerBinding(
+        hotkey=f"5{'x' * 45}{uid:02d}", peer_id=f"peer{uid}", addresses=("/a",), signature="0x" + "0" * 128
+    )
+    return View(uid=uid, is_validator=validator, epoch=state[0], state_hash=state[1], samples=samples, peer=peer)
+
+
+@given(st.sets(st.integers(0, 255), min_size=1), st.integers(0, 1000), st.integers(0, 10**7), st.integers(1, 100))
+def test_a_turn_passes_to_every_validator(validators: set[int], epoch: int, block: int, turn: int) -> None:
+    """Within as many turns as there are validators each of them leads once, in whatever order they are given."""
+    leaders = [schedule.leader(validators, epoch, block + i * turn, turn) for i in range(len(validators))]
+    assert set(leaders) == validators
+    assert leaders[0] == schedule.leader(sorted(validators, reverse=True), epoch, block, turn)
+
+
+def test_nobody_leads_without_a_permit() -> None:
+    """No validator, no leader."""
+    assert schedule.leader([], 1, 1, 5) is None
+
+
+def test_the_turn_before_is_still_accepted_and_others_are_not() -> None:
+    """A round may be repeated after its turn has ended; a validator whose turn it was not is refused."""
+    validators = [1, 2, 3]
+    now = schedule.leader(validators, 0, 10, 5)
+    before = schedule.leader(validators, 0, 5, 5)
+    (other,) = set(validators) - {now, before}
+    assert now is not None
+    assert before is not None
+    assert schedule.may_lead(now, validators, 0, 10, 5)
+    assert schedule.may_lead(before, validators, 0, 10, 5)
+    assert not schedule.may_lead(other, validators, 0, 10, 5)
+    assert schedule.may_lead(other, validators, 0, 14, 5)  # its turn begins with the next block
+
+
+def test_an_epoch_ends_by_samples_or_by_blocks() -> None:
+    """Enough samples end it at once; enough blocks end it with less, if enough miners trained at this state."""
+    few, many = view(1, samples=10), view(2, samples=95)
+    elsewhere = view(3, samples=500, state=(2, "b" * 64))
+    assert schedule.ready([few, many], STATE, 0, SPEC)
+    assert not schedule.ready([few, view(2, samples=20), elsewhere], STATE, 9, SPEC)
+    assert schedule.ready([few, view(2, samples=20)], STATE, 10, SPEC)
+    assert not schedule.ready([many, view(2)], STATE, 10, SPEC)
+
+
+def test_the_group_is_who_has_something_to_give_and_the_validators() -> None:
+    """Idle miners, other states and barred hotkeys stay out; shares sum to one; validators only reduce."""
+    barred = view(5, samples=9)
+    views = [view(4, samples=8), view(1, validator=True), view(3), view(2, samples=1, state=(2, "b" * 64)), barred]
+    members = schedule.group(views, STATE, {barred.peer.hotkey})
+    assert [(m.uid, m.contributes) for m in members] == [(1, False), (4, True)]
+    assert sum(m.share for m in members) == 1
+
+
+def test_the_majority_is_counted_by_validators_stake() -> None:
+    """Miners have no say, and half of the stake is no majority."""
+    other = (4, "b" * 64)
+    views = [view(1, validator=True), view(2, validator=True, state=other), view(3, samples=1, state=other)]
+    assert schedule.majority_state(views, [0.0, 60.0, 40.0, 1000.0]) == STATE
+    assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) is None
+    assert schedule.majority_state([views[2]], [0.0, 0.0, 0.0, 1.0]) is None
+
+
+def test_a_first_hiccup_costs_the_epoch_and_habit_costs_more() -> None:
+    """1, 2, 4, ... epochs; delivering brings the count down again."""
+    known = schedule.exclude({}, ["a"], 10)
+    assert schedule.excluded(known, 10) == {"a"}
+    assert schedule.excluded(known, 11) == frozenset()
+    again = schedule.exclude(known, ["a"], 11)
+    assert schedule.excluded(again, 12) == {"a"}
+    assert schedule.forgive(again, {"b"}) == again
+    assert schedule.forgive(schedule.forgive(again, {"a"}), {"a"}) == {}
