@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+
 import numpy as np
 
 from distributed_training.data.loader import Loader
@@ -85,4 +89,16 @@ class NotANumber(Engine):
         return Contribution(vector, honest.samples, honest.records)
 
 
-ENGINES = {"free-rider": FreeRider, "lazy": Lazy, "copycat": Copycat, "nan": NotANumber}
+class DiesInRound(Engine):
+    """Honest, until it is killed in the middle of its third round."""
+
+    def __init__(self, spec: RunSpec, loader: Loader, uid: int, device: str) -> None:
+        super().__init__(spec, loader.tokenizer.vocab_size, device)
+
+    def contribution(self) -> Contribution:
+        if self.epoch >= 2:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return super().contribution()
+
+
+ENGINES = {"free-rider": FreeRider, "lazy": Lazy, "copycat": Copycat, "nan": NotANumber, "dies-in-round": DiesInRound}

@@ -1,0 +1,106 @@
+"""`scripts/localnet` as a person runs it: the whole subnet, from chain to pay."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.integration.subnet import ROOT, TINY
+
+LOCALNET = [sys.executable, "-m", "distributed_training.localnet"]
+
+
+def localnet(folder: Path, *arguments: str, seconds: float) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """Run it to its end; its output and its summary."""
+    command = [*LOCALNET, "--run", str(TINY), "--folder", str(folder), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    summary = folder / "summary.json"
+    assert summary.exists(), done.stdout + done.stderr
+    return done, json.loads(summary.read_text())
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(280)
+def test_a_whole_subnet_trains_and_pays_and_goes_on_later(tmp_path: Path) -> None:
+    """All rounds complete with one state, the loss falls, both validators' weights and everybody's pay are on the
+    chain, each epoch is published and loads in plain transformers; a second call goes on where the first one ended."""
+    done, summary = localnet(tmp_path / "net", "--miners", "2", "--validators", "2", "--epochs", "4", seconds=140)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (summary["rounds_completed"], summary["faults"]) == (4, [])
+    assert [len(hashes) for hashes in summary["state_hashes"]] == [1] * 5
+    assert summary["held_out_loss"][-1] < summary["held_out_loss"][0] - 0.1
+    assert set(summary["weights"]) == {"1", "2"}
+    assert all(paid > 0 for paid in summary["incentive"].values())
+    assert (tmp_path / "net" / "localnet.png").read_bytes().startswith(b"\x89PNG")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "net" / "hub" / "4")
+
+    done, summary = localnet(tmp_path / "net", "--miners", "2", "--validators", "2", "--epochs", "2", seconds=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (summary["first_epoch"], summary["rounds_completed"]) == (4, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_cheats_earn_next_to_nothing(tmp_path: Path) -> None:
+    """Each kind of cheat earns less than 5 % of the honest mean; the honest ones all earn, and training goes on."""
+    cheats = ["free-rider", "lazy", "copycat", "nan"]
+    flags = [part for kind in cheats for part in ("--adversary", kind)]
+    done, summary = localnet(tmp_path / "net", "--miners", "7", "--epochs", "20", *flags, seconds=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert summary["rounds_completed"] == 20
+    incentive = {int(uid): paid for uid, paid in summary["incentive"].items()}
+    honest, cheating = [incentive[uid] for uid in (3, 4, 5)], [incentive[uid] for uid in (6, 7, 8, 9)]
+    mean = sum(honest) / len(honest)
+    assert min(honest) > 0.5 * mean
+    assert max(cheating) < 0.05 * mean, dict(zip(cheats, cheating, strict=True))
+    assert summary["held_out_loss"][-1] < summary["held_out_loss"][0] - 0.5
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(120)
+def test_an_interrupt_stops_every_process(tmp_path: Path) -> None:
+    """Ctrl-C: status 130, and nothing that was started is left, the libp2p daemons included."""
+    command = [*LOCALNET, "--run", str(TINY), "--folder", str(tmp_path / "net"), "--miners", "1", "--validators", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("net/*/events.jsonl")):
+        time.sleep(0.2)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--miner", "3"], "--miners"),
+        (["--miners", "0"], "--miners"),
+        (["--run", "runs/none.toml"], "no run file at runs/none.toml"),
+        (["--adversary", "thief"], "known: "),
+        (["--adversary", "nan:x"], "positive number"),
+        (["--miners", "1", "--adversary", "nan"], "raise --miners"),
+        (["--miners", "40"], "lower --miners"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+    ],
+)
+def test_a_wrong_argument_ends_with_one_clear_line(tmp_path: Path, arguments: list[str], remedy: str) -> None:
+    """Status 2, one line that says what to do, nothing created."""
+    command = [*LOCALNET, "--folder", str(tmp_path / "net"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert remedy in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "net").exists()
