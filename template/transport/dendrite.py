@@ -28,11 +28,14 @@ from template.transport.envelope import (
     sign_request,
     verify_answer,
 )
+from template.transport.lines import Lines
 from template.transport.policy import NANO
 from template.transport.refusal import printable
 from template.transport.synapse import Request, Response
 
 AnyResponse = TypeVar("AnyResponse", bound=Response)
+
+MAX_LINES = 1024
 
 OK = "ok"
 UNREACHABLE = "unreachable"
@@ -160,14 +163,16 @@ class Dendrite:
         self._clock = clock or SystemClock()
         self._turns = asyncio.Semaphore(self._config.concurrency)
         self._last_nonce = 0
-        self._client = httpx.AsyncClient(
-            transport=transport,
+        self._transport = transport
+        self._tls = httpx.create_ssl_context(verify=False)  # made once; httpx wants one even for plain HTTP
+        self._lines = Lines(self._client, self._clock, idle_s=self._config.idle_s, capacity=MAX_LINES)
+
+    def _client(self) -> httpx.AsyncClient:
+        """A client for one address: no redirects, nothing from the environment."""
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=self._config.idle_s)
+        return httpx.AsyncClient(
+            transport=self._transport or httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False, limits=limits),
             timeout=httpx.Timeout(None, connect=self._config.connect_s),
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=8 * self._config.concurrency,
-                keepalive_expiry=self._config.idle_s,
-            ),
             follow_redirects=False,
             trust_env=False,
         )
@@ -188,7 +193,7 @@ class Dendrite:
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
-        await self._client.aclose()
+        await self._lines.close()
 
     async def call(self, target: Target, request: Request, deadline_s: float) -> Outcome:
         """Ask one neuron. Never raises for what the target does."""
@@ -259,7 +264,10 @@ class Dendrite:
         url = _url(target, signed.target)
         headers = signed.headers | {"content-type": "application/json", "accept-encoding": "identity"}
         try:
-            async with self._client.stream("POST", url, content=signed.body, headers=headers) as response:
+            async with (
+                self._lines.to((target.host, target.port)) as client,
+                client.stream("POST", url, content=signed.body, headers=headers) as response,
+            ):
                 progress.status = response.status_code
                 body = await self._limited(response, progress)
                 return _Answer(response.status_code, response.headers, body)
@@ -299,7 +307,7 @@ class Dendrite:
         return outcome
 
     def _require_open(self) -> None:
-        if self._client.is_closed:
+        if self._lines.closed:
             raise RuntimeError("the dendrite is closed")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -15,11 +16,13 @@ from bittensor.keyfiles import Keypair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from template.clock import ManualClock
 from template.errors import ConfigurationError
 from template.telemetry import MemorySink
 from template.transport.axon import Axon, AxonConfig
 from template.transport.dendrite import Dendrite, Target
 from template.transport.envelope import sign_request
+from template.transport.server import bind
 from tests.template.transport.wires import ALICE, BOB, RUN, Handlers, Ping, Pong, Register, axon_of
 
 PING = Ping(run_id=RUN, number=7)
@@ -44,6 +47,13 @@ async def test_a_port_in_use_names_the_flag_and_the_remedy(handlers: Handlers) -
         with pytest.raises(ConfigurationError, match=r"--axon\.port.*ss -ltnp") as error:
             await second.start()
     assert str(first.port) in str(error.value)
+
+
+async def test_small_answers_do_not_wait_for_acknowledgements() -> None:
+    """The listening socket is of the kind for which asyncio sets TCP_NODELAY on each connection."""
+    listener = bind("127.0.0.1", 0)
+    with listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 async def test_an_address_of_another_machine_is_refused(handlers: Handlers) -> None:
@@ -100,6 +110,19 @@ async def test_the_port_is_free_after_close(handlers: Handlers) -> None:
         await first.close()
         async with axon_of(handlers, port=port) as second:
             assert second.port == port
+
+
+async def test_requests_from_before_the_opening_are_stale(handlers: Handlers) -> None:
+    """What was signed between building and opening the axon may have been taken by the process before."""
+    clock = ManualClock()
+    axon = axon_of(handlers, clock=clock)
+    body = PING.model_dump_json().encode()
+    nonce = int(clock.time() * 1e9)
+    signed = sign_request(ALICE, target="/Ping", body=body, receiver=BOB.ss58_address, nonce=nonce)
+    await clock.advance(1)
+    async with axon, httpx.AsyncClient(base_url=f"http://127.0.0.1:{axon.port}", trust_env=False) as client:
+        answer = await client.post("/Ping", content=body, headers=signed.headers)
+    assert (answer.json()["reason"], handlers.calls) == ("stale", 0)
 
 
 async def test_signals_stay_with_the_neuron(handlers: Handlers) -> None:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from bittensor import http_auth
 from bittensor.keyfiles import Keypair
 
 from template.clock import ManualClock
@@ -112,6 +113,16 @@ async def test_an_unknown_synapse_is_refused(wire: Wire, handlers: Handlers) -> 
         outcome = await ask(wire, target, Unknown(run_id=RUN, number=1))
     assert (outcome.status, outcome.reason) == (404, "unknown_synapse")
     assert "Ping" in str(outcome.error)
+
+
+async def test_a_synapse_is_posted(wire: Wire, handlers: Handlers) -> None:
+    """A signed PUT of a known synapse, with a good body, is refused."""
+    body = PING.model_dump_json().encode()
+    async with wire.serving(axon_of(handlers)) as target, wire.raw(target) as client:
+        # The SDK's own signing: ours knows POST only.
+        headers = http_auth.sign(ALICE, method="PUT", path="/Ping", body=body, receiver_ss58=BOB.ss58_address)
+        answer = await client.put("/Ping", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["reason"], handlers.calls) == (405, "not_post", 0)
 
 
 async def test_a_handler_may_refuse(wire: Wire, handlers: Handlers) -> None:
