@@ -57,7 +57,14 @@ def test_wrong_address(dest: Any) -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"Raw3": b"four"}, {"Raw129": b"x" * 129}, {"Sha256": b"x" * 32}, "None", {"Raw1": b"a", "Raw2": b"ab"}, {"Raw1": 7}],
+    [
+        {"Raw3": b"four"},
+        {"Raw129": b"x" * 129},
+        {"Sha256": b"x" * 32},
+        "None",
+        {"Raw1": b"a", "Raw2": b"ab"},
+        {"Raw1": 7},
+    ],
 )
 def test_wrong_commitment_fields(field: Any) -> None:
     """The variant carries the length; other kinds are not implemented and say so."""

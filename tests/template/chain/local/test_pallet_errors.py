@@ -66,7 +66,11 @@ BY_HOTKEY: list[tuple[str, str | None, Callable[[], Any]]] = [
 BY_COLDKEY: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("v", "HotKeyAlreadyRegisteredInSubNet", lambda w: subtensor("burned_register", netuid=1, hotkey=w.keys.hotkey)),
     ("v", "SubnetNotExists", lambda w: subtensor("burned_register", netuid=7, hotkey=w.keys.hotkey)),
-    ("v", "RegistrationNotPermittedOnRootSubnet", lambda w: subtensor("burned_register", netuid=0, hotkey=w.keys.hotkey)),
+    (
+        "v",
+        "RegistrationNotPermittedOnRootSubnet",
+        lambda w: subtensor("burned_register", netuid=0, hotkey=w.keys.hotkey),
+    ),
     ("poor", "NotEnoughBalanceToStake", lambda w: subtensor("burned_register", netuid=1, hotkey=w.keys.hotkey)),
     ("poor", "CannotAffordLockCost", lambda w: subtensor("register_network", hotkey=w.keys.hotkey)),
     ("owner", "FirstEmissionBlockNumberAlreadySet", lambda _: subtensor("start_call", netuid=1)),
@@ -76,8 +80,16 @@ BY_COLDKEY: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("owner", "SubnetDoesNotExist", lambda _: calls.AdminUtils.sudo_set_immunity_period(netuid=7, immunity_period=1)),
     ("owner", "ValueNotInBounds", lambda _: calls.AdminUtils.sudo_set_tempo(netuid=1, tempo=359)),
     ("owner", "InvalidValue", lambda _: calls.AdminUtils.sudo_set_mechanism_count(netuid=1, mechanism_count=3)),
-    ("owner", "InvalidValue", lambda _: calls.AdminUtils.sudo_set_mechanism_emission_split(netuid=1, maybe_split=[1, 2])),
-    ("owner", "TooManyUIDsPerMechanism", lambda _: calls.AdminUtils.sudo_set_max_allowed_uids(netuid=1, max_allowed_uids=129)),
+    (
+        "owner",
+        "InvalidValue",
+        lambda _: calls.AdminUtils.sudo_set_mechanism_emission_split(netuid=1, maybe_split=[1, 2]),
+    ),
+    (
+        "owner",
+        "TooManyUIDsPerMechanism",
+        lambda _: calls.AdminUtils.sudo_set_max_allowed_uids(netuid=1, max_allowed_uids=129),
+    ),
     (
         "owner",
         "MaxAllowedUIdsLessThanCurrentUIds",
@@ -87,8 +99,16 @@ BY_COLDKEY: list[tuple[str, str, Callable[[Any], Any]]] = [
     ("v", "FundsUnavailable", lambda w: calls.Balances.transfer_keep_alive(dest=w.keys.hotkey, value=10**15)),
     ("v", "BelowMinimum", lambda w: calls.Balances.transfer_keep_alive(dest=w.keys.hotkey, value=499)),
     ("v", "AmountTooLow", lambda w: subtensor("add_stake", hotkey=w.keys.hotkey, netuid=1, amount_staked=1)),
-    ("v", "HotKeyAccountNotExists", lambda w: subtensor("add_stake", hotkey=w.keys.coldkey, netuid=1, amount_staked=10**9)),
-    ("m1", "NotEnoughStakeToWithdraw", lambda w: subtensor("remove_stake", hotkey=w.keys.hotkey, netuid=1, amount_unstaked=9)),
+    (
+        "v",
+        "HotKeyAccountNotExists",
+        lambda w: subtensor("add_stake", hotkey=w.keys.coldkey, netuid=1, amount_staked=10**9),
+    ),
+    (
+        "m1",
+        "NotEnoughStakeToWithdraw",
+        lambda w: subtensor("remove_stake", hotkey=w.keys.hotkey, netuid=1, amount_unstaked=9),
+    ),
 ]
 
 
