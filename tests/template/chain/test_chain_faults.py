@@ -28,7 +28,7 @@ FOREIGN: list[tuple[Exception, type[ChainFault]]] = [
 @pytest.mark.parametrize(("foreign", "ours"), FOREIGN, ids=lambda value: getattr(value, "__name__", repr(value)))
 def test_translated(foreign: Exception, ours: type[ChainFault]) -> None:
     """The message says what was being done, and the cause is kept."""
-    with pytest.raises(ours, match="^counting sheep: ") as caught, translated("counting sheep"):
+    with pytest.raises(ours, match=r"^counting sheep: ") as caught, translated("counting sheep"):
         raise foreign
     assert caught.value.__cause__ is foreign
 
