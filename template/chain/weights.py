@@ -95,8 +95,11 @@ async def set_weights(
 ) -> WeightsOutcome:
     """Set the weights of the wallet's hotkey and read them back. Every refusal of the chain is an outcome.
 
+    `weights` as `process` makes them.
+
     Raises:
         ChainUnavailable: no answer; the weights may be set or not.
+        ChainRefused: they are all zero, or were set and could not be read back.
     """
     intent = SetWeights(netuid=netuid, mechid=mechid, weights=dict(weights), version_key=version_key)
     with translated(f"setting weights on subnet {netuid}"):

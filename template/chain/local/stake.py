@@ -47,13 +47,13 @@ def price(state: State, netuid: int) -> int:
 def alpha_for_tao(state: State, netuid: int, tao: int) -> int:
     """What the pool gives for `tao`."""
     reserve, alpha = state.get("SubnetTAO", netuid), state.get("SubnetAlphaIn", netuid)
-    return int(alpha - alpha * reserve // (reserve + tao))
+    return int(alpha * tao // (reserve + tao))  # rounded in the pool's favour: nobody gains by going to and fro
 
 
 def tao_for_alpha(state: State, netuid: int, alpha: int) -> int:
     """What the pool gives for `alpha`."""
     reserve, held_alpha = state.get("SubnetTAO", netuid), state.get("SubnetAlphaIn", netuid)
-    return int(reserve - reserve * held_alpha // (held_alpha + alpha))
+    return int(reserve * alpha // (held_alpha + alpha))
 
 
 def move_pool(state: State, netuid: int, *, tao: int, alpha: int) -> None:

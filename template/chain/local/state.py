@@ -14,6 +14,20 @@ from template.chain.local import items
 from template.chain.local.items import SUBTENSOR
 
 Key = str | int
+# Steps from key to key instead of through all versions of each, whose number grows with the chain's age.
+ENTRIES = """
+WITH RECURSIVE keys (key) AS (
+    SELECT min(key) FROM storage WHERE pallet = :pallet AND item = :item AND key >= :start AND key < :end
+    UNION ALL
+    SELECT (SELECT min(key) FROM storage
+            WHERE pallet = :pallet AND item = :item AND key > keys.key AND key < :end)
+    FROM keys WHERE keys.key IS NOT NULL
+)
+SELECT key, (SELECT value FROM storage
+             WHERE pallet = :pallet AND item = :item AND key = keys.key AND block <= :block
+             ORDER BY block DESC LIMIT 1)
+FROM keys WHERE key IS NOT NULL
+"""
 LATEST = 2**62  # a block number after every other: reads what is written but not yet visible
 
 
@@ -54,12 +68,9 @@ class State:
         _check_keys(pallet, item, len(prefix), items.find(pallet, item).keys, exact=False)
         start = _encode(prefix) + "," if prefix else ""
         end = _encode(prefix) + "-" if prefix else "\U0010ffff"  # '-' follows ',' in ASCII
-        rows = self.db.execute(
-            "SELECT key, value, max(block) FROM storage "
-            "WHERE pallet = ? AND item = ? AND key >= ? AND key < ? AND block <= ? GROUP BY key",
-            (pallet, item, start, end, self.block),
-        )
-        found = [(tuple(json.loads(f"[{key}]"))[len(prefix) :], json.loads(value)) for key, value, _ in rows if value]
+        where = {"pallet": pallet, "item": item, "start": start, "end": end, "block": self.block}
+        rows = self.db.execute(ENTRIES, where)
+        found = [(tuple(json.loads(f"[{key}]"))[len(prefix) :], json.loads(value)) for key, value in rows if value]
         return sorted(found, key=lambda entry: entry[0])
 
     def vector(self, item: str, index: int, length: int, fill: Any = 0) -> list[Any]:

@@ -31,6 +31,7 @@ SPEC_VERSION = 469
 SHIELD_KEY = bytes(1184)  # a well-formed ML-KEM-768 key; nobody decrypts with it
 POLL_SECONDS = 0.25  # between looks at the head, at most
 POLLS_PER_BLOCK = 4
+GRACE_BLOCKS, GRACE_SECONDS = 4, 10.0  # how long an extrinsic's block may take to become the head
 NONCE_ATTEMPTS = 64  # for one account used by several processes at once
 
 
@@ -192,8 +193,7 @@ class LocalSubstrate:
             return ExtrinsicResult(success=False, message=error.message, error=error)
         if not (wait_for_inclusion or wait_for_finalization):
             return ExtrinsicResult(success=True, message="Submitted (not waiting).")
-        while await self.block_number() < receipt.block:
-            await self._pause(until=receipt.block)
+        await self._reach(receipt.block)
         with self._use():
             return self._result(receipt)
 
@@ -296,6 +296,15 @@ class LocalSubstrate:
             block_hash=self._hash(receipt.block),
             extrinsic_id=place,
         )
+
+    async def _reach(self, block: int) -> None:
+        """Wait until `block` is the head; it is the next one or the one after."""
+        clock = self._chain.clock
+        deadline = clock.monotonic() + GRACE_BLOCKS * await self.block_time() + GRACE_SECONDS
+        while await self.block_number() < block:
+            if clock.monotonic() > deadline:
+                raise RpcConnectionError(f"{self._chain.path}: block {block} does not come; was the clock set back?")
+            await self._pause(until=block)
 
     async def _pause(self, until: int | None = None) -> None:
         """Sleep until the head may have moved."""

@@ -65,20 +65,30 @@ def test_unknown_items_and_keys_raise(chain: Ledger, item: str, key: tuple[int, 
 
 def test_a_failed_transaction_leaves_nothing(chain: Ledger) -> None:
     """All or nothing."""
-    with pytest.raises(RuntimeError), chain.transaction() as db:
-        State(db, 1).put("Tempo", 1, value=10)
-        raise RuntimeError
+
+    def fail() -> None:
+        with chain.transaction() as db:
+            State(db, 1).put("Tempo", 1, value=10)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert State(chain.db, 1).get("Tempo", 1) == 360
 
 
 def test_nested_undo_keeps_the_rest(chain: Ledger) -> None:
     """A refused call inside a transaction takes only its own writes with it."""
     state = State(chain.db, 1)
-    with chain.transaction():
-        state.put("Tempo", 1, value=10)
-        with pytest.raises(RuntimeError), state.all_or_nothing():
+
+    def fail() -> None:
+        with state.all_or_nothing():
             state.put("Tempo", 1, value=99)
             raise RuntimeError
+
+    with chain.transaction():
+        state.put("Tempo", 1, value=10)
+        with pytest.raises(RuntimeError):
+            fail()
     assert state.get("Tempo", 1) == 10
 
 
