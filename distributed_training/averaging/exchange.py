@@ -155,7 +155,8 @@ class Exchange:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._receive_part(self._reducer, link, stream))
                 both.create_task(self._send_average(self._reducer, link, stream))
-            await stream.read(1)  # the opener closes first, when it has everything; the round's end bounds this
+            if await stream.read(1):  # the opener closes first, when it has everything; the round's end bounds this
+                raise Fault("more than its part")
         except* AveragingError as lost:
             if not link.part_done:
                 self._board.suspect(uid, "sender", f"stream lost: {lost.exceptions[0]}")

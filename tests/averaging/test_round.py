@@ -1,0 +1,359 @@
+"""Rounds in memory: the average, and what happens when a member is late, wrong, silent or dead."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distributed_training.averaging import exchange, round
+from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
+from distributed_training.averaging.memory import MemoryNetwork, MemoryStream, MemoryTransport
+from distributed_training.averaging.outcome import RoundResult, RoundState
+from distributed_training.averaging.plan import RoundPlan, StateDeadlines
+from distributed_training.averaging.reducer import Reducer
+from distributed_training.averaging.round import PROTOCOL
+from template.errors import AveragingError
+from tests.averaging.groups import contributions, exact_mean, make_plan, member, memory_group, weights
+
+SHORT = StateDeadlines(connect=0.6, exchange=0.6, commit=0.6)
+
+
+def require_average(plan: RoundPlan, values: Mapping[int, Floats | None], results: Mapping[int, RoundResult]) -> None:
+    """Done at everybody, with the weighted mean and the same bits."""
+    assert {r.outcome.state for r in results.values()} == {RoundState.DONE}
+    first = next(iter(results.values()))
+    assert first.average is not None
+    np.testing.assert_allclose(first.average, exact_mean(values, weights(plan)), rtol=1e-5, atol=1e-6)
+    for result in results.values():
+        assert result.average is not None
+        assert result.average.tobytes() == first.average.tobytes()
+        assert result.outcome.average_hash == first.outcome.average_hash
+        assert result.outcome.participants == plan.contributors
+        assert result.outcome.failures == ()
+
+
+def require_abort(results: Mapping[int, RoundResult], culprit: int) -> None:
+    """Nobody has an average, somebody names the culprit, and nobody names anybody else."""
+    for uid, result in results.items():
+        assert result.outcome.state is RoundState.ABORTED, uid
+        assert result.average is None
+        assert {f.uid for f in result.outcome.failures} <= {culprit}, (uid, result.outcome.failures)
+    assert any(result.outcome.failures for result in results.values())
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), n=st.integers(1, 5), size=st.integers(1, 3000), chunk=st.integers(1, 700))
+async def test_everybody_gets_the_weighted_mean(data: st.DataObject, n: int, size: int, chunk: int) -> None:
+    """Any size, any chunks, any members that only reduce or only contribute."""
+    auxiliary = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1))
+    idle = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1))
+    async with memory_group(n) as (group, _):
+        plan = make_plan(group.members(auxiliary=sorted(auxiliary), idle=sorted(idle)), size, chunk=max(chunk, size // 9))
+        values = contributions(plan)
+        require_average(plan, values, await group.run(plan, values))
+
+
+async def test_half_precision_is_the_same_for_everybody() -> None:
+    """A lossy codec costs precision, never agreement."""
+    async with memory_group(4) as (group, _):
+        plan = make_plan(group.members(auxiliary=[3]), 5000, codec="fp16")
+        values = contributions(plan)
+        results = await group.run(plan, values)
+        assert len({r.outcome.average_hash for r in results.values()}) == 1
+        assert results[0].average is not None
+        np.testing.assert_allclose(results[0].average, exact_mean(values, weights(plan)), rtol=2e-3, atol=2e-3)
+
+
+async def test_traffic_is_counted_to_the_byte() -> None:
+    """Two members, equal shares: each sends its part of the other's share and the average of its own."""
+    async with memory_group(2) as (group, _):
+        plan = make_plan(group.members(), 4000, chunk=1000)
+        results = await group.run(plan, contributions(plan))
+        for uid, result in results.items():
+            (transfer,) = result.outcome.transfers
+            assert transfer.uid == 1 - uid
+            assert transfer.bytes_sent == transfer.bytes_received == 2 * 2000 * 4 + 4 * 4
+            assert transfer.seconds_receiving > 0
+
+
+async def test_the_contribution_is_left_alone() -> None:
+    """The average is a new array; it cannot be written to."""
+    async with memory_group(2) as (group, _):
+        plan = make_plan(group.members(), 100)
+        values = contributions(plan)
+        before = {uid: np.copy(value) for uid, value in values.items() if value is not None}
+        results = await group.run(plan, values)
+        for uid in before:
+            np.testing.assert_array_equal(values[uid], before[uid])
+        assert results[0].average is not None
+        with pytest.raises(ValueError, match="read-only"):
+            results[0].average[0] = 0
+
+
+async def test_a_late_member_is_waited_for() -> None:
+    """Its streams' counterparts wait in its lobby until it begins."""
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 100)
+        values, by = contributions(plan), weights(plan)
+        others = asyncio.create_task(group.run(plan, values, without=[2]))
+        await asyncio.sleep(0.3)
+        late = await group.averagers[2].run(plan, values[2], by[2])
+        require_average(plan, values, {**await others, 2: late})
+
+
+async def test_an_absent_member_is_named_at_the_connect_deadline() -> None:
+    """The others end together, and go on without it."""
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 100, deadlines=SHORT)
+        values = contributions(plan)
+        results = await group.run(plan, values, without=[2])
+        require_abort(results, 2)
+        assert {f.state for r in results.values() for f in r.outcome.failures} == {"CONNECT"}
+        again = make_plan([m for m in plan.members if m.uid != 2], 100)
+        values.pop(2)
+        require_average(again, values, await group.run(again, values))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_a_sender_of_nan_is_named_by_every_reducer(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """One bad number anywhere spoils the round for nobody's state."""
+    monkeypatch.setattr(round, "_require_fit", lambda *_: None)  # the sender does not check itself
+    async with memory_group(4) as (group, _):
+        plan = make_plan(group.members(), 4000, chunk=300)
+        values = contributions(plan)
+        assert values[2] is not None
+        values[2][::1000] = value
+        results = await group.run(plan, values)
+        results.pop(2)
+        require_abort(results, 2)
+        assert all([(f.uid, f.role) for f in r.outcome.failures] == [(2, "sender")] for r in results.values())
+
+
+async def test_our_own_nan_is_not_sent() -> None:
+    """A member that would be refused says so itself; the others see it leave."""
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 10, deadlines=SHORT)
+        values, by = contributions(plan), weights(plan)
+        others = asyncio.create_task(group.run(plan, values, without=[1]))
+        with pytest.raises(AveragingError, match="NaN"):
+            await group.averagers[1].run(plan, np.full(10, np.nan, dtype=np.float32), by[1])
+        results = await others
+        assert all(r.outcome.state is RoundState.ABORTED and r.average is None for r in results.values())
+
+
+@pytest.mark.parametrize("weight", [2e6, 1e308])
+async def test_a_weight_beyond_the_bound_is_named(weight: float) -> None:
+    """A member with a more generous idea of the bound is refused by the others."""
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 100, deadlines=SHORT)
+        generous = dataclasses.replace(plan, max_weight=1e308)
+        values = contributions(plan)
+        greedy = asyncio.create_task(group.averagers[1].run(generous, values[1], weight))
+        results = await group.run(plan, values, without=[1])
+        await greedy
+        require_abort(results, 1)
+
+
+async def test_a_part_of_the_wrong_size_is_named() -> None:
+    """A member that thinks the vector is longer does not spoil it."""
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 3000, chunk=5000)
+        longer = dataclasses.replace(plan, size=3300)
+        values = contributions(plan)
+        odd = asyncio.create_task(group.averagers[1].run(longer, contributions(longer)[1], 1.0))
+        results = await group.run(plan, values, without=[1])
+        await odd
+        require_abort(results, 1)
+
+
+class _TwoFaced(Reducer):
+    """A reducer that sends everybody other bytes."""
+
+    asked = 0
+
+    async def encoded(self, index: int) -> bytes | memoryview:
+        data = np.frombuffer(await super().encoded(index), dtype=np.float32)
+        _TwoFaced.asked += 1
+        return bytes((data + np.float32(_TwoFaced.asked)).data)
+
+
+async def test_a_reducer_that_sends_different_bytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No two members may end with different values: the vote fails, and the digests tell whose share it was."""
+
+    def build(size: int, *rest: object) -> Reducer:
+        return (_TwoFaced if size == 2000 else Reducer)(size, *rest)  # type: ignore[arg-type]  # passes all on
+
+    monkeypatch.setattr(exchange, "Reducer", build)
+    async with memory_group(4) as (group, network):
+        members = [member(uid, t, 2.0 if uid == 1 else 1.0) for uid, t in group.transports.items()]
+        plan = make_plan(members, 5000, chunk=5000)
+        results = await group.run(plan, contributions(plan))
+        results.pop(1)
+        require_abort(results, 1)
+
+
+async def _when_data_flows(network: MemoryNetwork, n: int) -> None:
+    """Returns in EXCHANGE: the control streams are open and data streams begin."""
+    while len(network.streams) <= n * (n - 1):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("fault", ["stall", "kill"])
+async def test_a_member_that_fails_in_exchange_is_named_by_all(fault: str) -> None:
+    """Hanging costs one deadline, dying costs nothing; nobody blames anybody else; the next round goes without it."""
+    async with memory_group(4) as (group, network):
+        plan = make_plan(group.members(), 400_000, chunk=10_000, deadlines=SHORT)
+        values, by = contributions(plan), weights(plan)
+        victim = asyncio.create_task(group.averagers[3].run(plan, values[3], by[3]))
+        others = asyncio.create_task(group.run(plan, values, without=[3]))
+        await _when_data_flows(network, 4)
+        began = time.monotonic()
+        (network.stall if fault == "stall" else network.kill)("peer-3")
+        if fault == "kill":
+            victim.cancel()
+        results = await others
+        assert time.monotonic() - began < SHORT.exchange + 1
+        require_abort(results, 3)
+        assert all(r.outcome.failures for r in results.values())
+        await asyncio.gather(victim, return_exceptions=True)
+        again = make_plan(plan.members[:3], 1000)
+        values = contributions(again)
+        require_average(again, values, await group.run(again, values))
+
+
+async def test_a_member_that_dies_before_its_vote_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the quorum there, the vote of one is not needed."""
+    async with memory_group(4) as (group, network):
+        cast = round.Round._cast
+
+        def die_instead(self: round.Round, vote: Vote) -> list[asyncio.Task[None]]:
+            if self._uid == 0:
+                network.kill("peer-0")
+                return []
+            return cast(self, vote)
+
+        monkeypatch.setattr(round.Round, "_cast", die_instead)
+        plan = make_plan(group.members(idle=[0]), 1000, quorum=0.67)
+        results = await group.run(plan, contributions(plan))
+        results.pop(0)
+        assert {r.outcome.state for r in results.values()} == {RoundState.DONE}
+        assert {r.outcome.agreed for r in results.values()} == {(1, 2, 3)}
+
+
+async def test_without_a_quorum_everybody_keeps_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members that hold the whole average still drop it when one that hangs could hold another one."""
+    async with memory_group(3) as (group, _):
+        cast = round.Round._cast
+        monkeypatch.setattr(round.Round, "_cast", lambda self, vote: [] if self._uid == 0 else cast(self, vote))
+        plan = make_plan(group.members(), 1000, quorum=1.0, deadlines=SHORT)
+        results = await group.run(plan, contributions(plan))
+        results.pop(0)
+        require_abort(results, 0)
+        assert {(f.state, f.role) for r in results.values() for f in r.outcome.failures} == {("COMMIT", "voter")}
+
+
+async def test_rounds_one_after_another_do_not_mix() -> None:
+    """Twenty rounds of one epoch, each with its own values; no stream is left open."""
+    async with memory_group(3) as (group, network):
+        for attempt in range(20):
+            plan = make_plan(group.members(), 500)
+            values = contributions(plan, seed=attempt)
+            require_average(plan, values, await group.run(plan, values))
+        assert all(near._closed and far._closed for _, _, near, far in network.streams)
+
+
+async def test_an_old_round_cannot_be_run_again() -> None:
+    """A retry needs a round id of its own; a plan without us or for another run is refused."""
+    async with memory_group(2) as (group, _):
+        plan = make_plan(group.members(), 10)
+        values = contributions(plan)
+        await group.run(plan, values)
+        for bad in (plan, dataclasses.replace(plan, run_id="other"), make_plan(plan.members[1:], 10)):
+            with pytest.raises(AveragingError):
+                await group.averagers[0].run(bad, values[0], 1.0)
+
+
+async def _ask(network: MemoryNetwork, name: str, plan: RoundPlan, uid: int, kind: str = "control") -> str:
+    """Knock as `uid` from the peer `name`; the code of the answer."""
+    stream = await network.transport(name).open("peer-0", (), PROTOCOL)
+    place = {"run_id": plan.run_id, "round_id": plan.round_id, "kind": kind, "uid": uid, "weight": 1.0}
+    try:
+        await write_message(stream, Hello.model_validate(place))
+        return (await read_message(stream, Answer)).code
+    except AveragingError:
+        return "dropped"
+    finally:
+        await stream.close()
+
+
+async def test_strangers_are_refused() -> None:
+    """A peer that is not allowed is dropped; an allowed one under another's uid, or for an old round, is told."""
+    async with memory_group(3) as (group, network):
+        plan = make_plan(group.members()[:2], 10, deadlines=SHORT)
+        values = contributions(plan)
+        running = asyncio.create_task(group.averagers[0].run(plan, values[0], 1.0))
+        await asyncio.sleep(0.05)
+        assert await _ask(network, "nobody", plan, 1) == "dropped"
+        assert await _ask(network, "peer-2", plan, 1) == "stranger"
+        assert await _ask(network, "peer-2", make_plan(plan.members, 10), 2, "data") == "unknown"
+        await running
+        assert await _ask(network, "peer-1", plan, 1) == "ended"
+
+
+async def test_the_lobby_is_bounded() -> None:
+    """A peer that knocks for rounds that do not exist is turned away after a few."""
+    async with memory_group(2) as (group, network):
+        transport = network.transport("peer-1")
+        streams = [await _knock(transport, make_plan(group.members(), 10)) for _ in range(4)]
+        with pytest.raises(AveragingError):
+            await read_message(await _knock(transport, make_plan(group.members(), 10)), Answer)
+        for stream in streams:
+            stream.abort()
+
+
+async def _knock(transport: MemoryTransport, plan: RoundPlan) -> MemoryStream:
+    stream = await transport.open("peer-0", (), PROTOCOL)
+    place = {"run_id": plan.run_id, "round_id": plan.round_id, "kind": "control", "uid": 1, "weight": 1.0}
+    await write_message(stream, Hello.model_validate(place))
+    await asyncio.sleep(0.01)
+    return stream
+
+
+async def test_a_giant_frame_is_not_read() -> None:
+    """Four gigabytes announced, none taken."""
+    async with memory_group(2) as (_, network):
+        stream = await network.transport("peer-1").open("peer-0", (), PROTOCOL)
+        await stream.write(b"\xff\xff\xff\xff")
+        async with asyncio.timeout(2):
+            with pytest.raises(AveragingError):
+                await stream.readexactly(1)
+
+
+async def test_other_tasks_keep_running() -> None:
+    """The loop is never held for long while a few million values are averaged."""
+    gaps = []
+
+    async def tick() -> None:
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    async with memory_group(2) as (group, _):
+        plan = make_plan(group.members(), 4_000_000, chunk=1 << 18)
+        values = contributions(plan)
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(0.01)
+        await group.run(plan, values)
+        ticking.cancel()
+    assert sorted(gaps)[-3] < 0.05  # two slips are the machine's
