@@ -206,7 +206,14 @@ async def _open_parts(
             f"hotkey {settings.wallet.hotkey} of wallet {settings.wallet.name} has no uid on subnet {general.netuid} "
             f"of {settings.subtensor.network}: register it first (see README, 'On a real chain')"
         )
-    chain = ChainWatch(client, metagraph, config=settings.chain, telemetry=telemetry, clock=clock)
+    chain = ChainWatch(
+        client,
+        metagraph,
+        stake_floor=spec.epoch.validator_stake,
+        config=settings.chain,
+        telemetry=telemetry,
+        clock=clock,
+    )
     loader = build_loader(spec, cache=general.folder / "corpus", telemetry=telemetry)
     if role == "miner" and uid >= spec.data.max_uids:
         raise ConfigurationError(f"uid {uid} gets no data: the run's data.max_uids is {spec.data.max_uids}")
@@ -232,7 +239,15 @@ async def _open_parts(
         StateServer(peer, run_id=spec.run_id, provider=keeper.offer, allow=known.__contains__)
     )
     corpus = loader.fingerprint
-    census = Census(uid=uid, run_id=spec.run_id, corpus=corpus, dendrite=dendrite, known=known, telemetry=telemetry)
+    census = Census(
+        uid=uid,
+        run_id=spec.run_id,
+        corpus=corpus,
+        stake_floor=spec.epoch.validator_stake,
+        dendrite=dendrite,
+        known=known,
+        telemetry=telemetry,
+    )
     catch_up = CatchUp(
         uid=uid,
         config=CatchUpConfig(),

@@ -7,7 +7,7 @@ nothing has changed: neither the state nor the work that was accumulated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,7 +143,7 @@ class Node:
             raise
 
     def _check_leader(self, request: AllReduce, caller: int) -> None:
-        validators = validators_of(self._chain.metagraph)
+        validators = validators_of(self._chain.metagraph, self._spec.epoch.validator_stake)
         turn = self._spec.epoch.turn_blocks
         if not schedule.may_lead(caller, validators, request.epoch, self._chain.block, turn):
             raise Refused(
@@ -159,6 +159,7 @@ class Node:
             Refused: with the reason in one word.
         """
         metagraph = self._chain.metagraph
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
         uids = [member.uid for member in request.group]
         mine = [member for member in request.group if member.uid == self.uid]
         if len(set(uids)) != len(uids) or uids != sorted(uids):
@@ -176,7 +177,7 @@ class Node:
         if request.codec != self._spec.averaging.codec:
             raise Refused(f"the run's codec is {self._spec.averaging.codec}", status=409, reason="other-codec")
         for member in request.group:
-            _check_member(member, metagraph, request.run_id)
+            _check_member(member, metagraph, request.run_id, validators)
             self._known.add(member.uid, member.peer.peer_id)
 
     async def take_part(self, request: AllReduce) -> AllReduceResponse:
@@ -249,7 +250,7 @@ class Node:
         )
 
 
-def _check_member(member: Member, metagraph: Metagraph, run_id: str) -> None:
+def _check_member(member: Member, metagraph: Metagraph, run_id: str, validators: Collection[int]) -> None:
     known = member.uid < len(metagraph.hotkeys)
     if not known or not binding_is_valid(member.peer, run_id, metagraph.hotkeys[member.uid]):
         raise Refused(
@@ -257,7 +258,7 @@ def _check_member(member: Member, metagraph: Metagraph, run_id: str) -> None:
             status=400,
             reason="unbound-peer",
         )
-    if not member.contributes and member.uid not in validators_of(metagraph):
+    if not member.contributes and member.uid not in validators:
         raise Refused(f"uid {member.uid} reduces without a permit", status=400, reason="bad-group")
 
 

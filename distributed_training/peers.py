@@ -13,9 +13,10 @@ from template.telemetry import Telemetry
 from template.transport.dendrite import Dendrite, Target
 
 
-def validators_of(metagraph: Metagraph) -> frozenset[int]:
-    """The uids that may lead and ask: a permit, and an axon, without which a neuron cannot take part in a round."""
-    return frozenset(u for u in range(len(metagraph)) if metagraph.validator_permit[u] and metagraph.axons[u])
+def validators_of(metagraph: Metagraph, stake_floor: float) -> frozenset[int]:
+    """The uids that may lead and ask: permit, stake, and an axon, without which nobody can take part in a round."""
+    uids = range(len(metagraph))
+    return frozenset(u for u in uids if metagraph.is_validator(u, stake_floor) and metagraph.axons[u] is not None)
 
 
 def targets(metagraph: Metagraph, uids: Iterable[int]) -> tuple[Target, ...]:
@@ -44,11 +45,20 @@ class Census:
     """Asks a set of neurons where they stand. `corpus` is the fingerprint that their data must have."""
 
     def __init__(
-        self, *, uid: int, run_id: str, corpus: str, dendrite: Dendrite, known: KnownPeers, telemetry: Telemetry
+        self,
+        *,
+        uid: int,
+        run_id: str,
+        corpus: str,
+        stake_floor: float,
+        dendrite: Dendrite,
+        known: KnownPeers,
+        telemetry: Telemetry,
     ) -> None:
         self._uid = uid
         self._run_id = run_id
         self._corpus = corpus
+        self._stake_floor = stake_floor
         self._dendrite = dendrite
         self._known = known
         self._telemetry = telemetry
@@ -58,7 +68,7 @@ class Census:
         """One `IsAlive` to each; who does not answer, or not truthfully, is told once in telemetry and left out."""
         others = targets(metagraph, (uid for uid in uids if uid != self._uid))
         outcomes = await self._dendrite.broadcast(others, IsAlive(run_id=self._run_id), deadline)
-        validators = validators_of(metagraph)
+        validators = validators_of(metagraph, self._stake_floor)
         views = []
         for uid, outcome in outcomes.items():
             problem = str(outcome.error) if outcome.error else None

@@ -97,7 +97,9 @@ class OptimizerSpec:
 class EpochSpec:
     """When an epoch ends: at `target_samples` over all miners, or after `max_blocks`, with at least `min_miners`.
 
-    The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn.
+    The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn. A
+    validator is who has a permit and at least `validator_stake` (TAO as the chain weighs it): a permit alone is given
+    to miners as well, once they own a little of what they earned.
     """
 
     target_samples: int
@@ -105,10 +107,12 @@ class EpochSpec:
     min_miners: int
     turn_blocks: int
     attempts: int
+    validator_stake: float
 
     def __post_init__(self) -> None:
         for name in ("target_samples", "max_blocks", "min_miners", "turn_blocks", "attempts"):
             _require(getattr(self, name) >= 1, f"epoch.{name} must be at least 1")
+        _require(self.validator_stake >= 0, "epoch.validator_stake must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

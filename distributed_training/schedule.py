@@ -51,7 +51,7 @@ def may_lead(uid: int, validators: Collection[int], epoch: int, block: int, turn
 
 def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, spec: EpochSpec) -> bool:
     """Whether the epoch of `state` should be averaged now: enough samples, or enough blocks and somebody trained."""
-    samples = [v.samples for v in views if v.state == state and not v.is_validator and v.samples > 0]
+    samples = [v.samples for v in views if v.state == state and v.samples > 0]
     if len(samples) < spec.min_miners:
         return False
     return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
@@ -60,12 +60,12 @@ def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, s
 def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]) -> tuple[Member, ...]:
     """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
 
-    Hotkeys in `barred` are left out. Shares are equal; validators reduce but do not contribute.
+    Hotkeys in `barred` are left out. Shares are equal; who has no samples, as a validator, only reduces.
     """
     at_state = [v for v in views if v.state == state and v.peer.hotkey not in barred]
     chosen = [v for v in at_state if v.is_validator or v.samples > 0]
     return tuple(
-        Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=not v.is_validator)
+        Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=v.samples > 0)
         for v in sorted(chosen, key=lambda v: v.uid)
     )
 

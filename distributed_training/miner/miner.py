@@ -119,7 +119,7 @@ class Miner:
     async def _stay_in_step(self) -> None:
         while True:
             metagraph = self._chain.metagraph
-            validators = validators_of(metagraph)
+            validators = validators_of(metagraph, self._spec.epoch.validator_stake)
             views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
             if not self._node.in_round:
                 await self._catch_up.check(views, metagraph.stake)

@@ -68,11 +68,17 @@ class AuditDesk:
 
     async def examine(self, metagraph: Metagraph, seen: EpochSeen) -> tuple[Evidence, ...]:
         """The evidence of one epoch, for a random sample of the miners."""
-        miners = list(targets(metagraph, set(range(len(metagraph))) - validators_of(metagraph)))
+        miners = targets(metagraph, self.miners(metagraph, seen))
         count = min(len(miners), self._spec.audit.miners_per_epoch)
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
         reports = await self._reports(sample, seen.epoch)
         return tuple([await self._examine_miner(target, reports.get(target.uid), seen) for target in sample])
+
+    def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
+        """The uids that are scored: all that serve an axon, but validators only if they put something in."""
+        serving = {uid for uid, axon in enumerate(metagraph.axons) if axon is not None}
+        contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
+        return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
     async def _reports(self, sample: list[Target], epoch: int) -> dict[int, tuple[Record, ...]]:
         """All records of each miner that answered; pages are asked for until the number it stated is reached."""

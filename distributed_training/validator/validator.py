@@ -138,7 +138,8 @@ class Validator:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch
         if self._epoch_block is None or self._epoch_block[0] != state:
             self._epoch_block = (state, block)
-        turn = schedule.leader(validators_of(metagraph), state[0], block, limits.turn_blocks)
+        validators = validators_of(metagraph, limits.validator_stake)
+        turn = schedule.leader(validators, state[0], block, limits.turn_blocks)
         over = self._until_epoch is not None and state[0] >= self._until_epoch
         if turn != self._node.uid or over:
             return
@@ -181,8 +182,7 @@ class Validator:
             if before.epoch is not None and seen.epoch <= before.epoch:
                 continue  # the run went back to a state before; what was scored stays scored
             evidence = await self._desk.examine(metagraph, seen)
-            validators = validators_of(metagraph)
-            miners = {uid: hotkey for uid, hotkey in enumerate(metagraph.hotkeys) if uid not in validators}
+            miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
             after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
             self._memory = replace(self._memory, book=after)
             self._file.save(self._memory)

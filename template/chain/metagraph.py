@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +61,13 @@ class Metagraph:
         """The hotkey's uid; None if it is not registered."""
         return self.hotkeys.index(hotkey) if hotkey in self.hotkeys else None
 
-    def is_validator(self, uid: int, stake_floor: float = math.inf) -> bool:
-        """Whether the uid has a permit or at least `stake_floor` of stake."""
-        return self.validator_permit[uid] or self.stake[uid] >= stake_floor
+    def is_validator(self, uid: int, stake_floor: float) -> bool:
+        """Whether the uid has a permit and at least `stake_floor` of stake.
+
+        A permit alone says little: the chain gives one to any of the largest holders, and a miner that keeps a little
+        of what it earned is soon among them.
+        """
+        return self.validator_permit[uid] and self.stake[uid] >= stake_floor
 
     @property
     def owner_uid(self) -> int | None:

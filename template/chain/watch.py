@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from bittensor import Client
@@ -24,28 +23,28 @@ class ChainSilent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChainWatchConfig:
-    """`refresh_blocks`: blocks between two reads of the metagraph; `poll_seconds`: between two looks at the head;
-    `stake_floor`: stake (as the metagraph counts it) that makes a validator even without a permit."""
+    """`refresh_blocks`: blocks between two reads of the metagraph; `poll_seconds`: between two looks at the head."""
 
     refresh_blocks: int = 5
     poll_seconds: float = 1.0
     longest_retry_seconds: float = 60.0
-    stake_floor: float = math.inf
 
 
 class ChainWatch:
-    """Holds the latest view. Answers as the axon's directory, too."""
+    """Holds the latest view. Answers as the axon's directory, too: a validator has a permit and `stake_floor` stake."""
 
     def __init__(
         self,
         client: Client,
         first: Metagraph,
         *,
+        stake_floor: float,
         config: ChainWatchConfig,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
         self._client = client
+        self._stake_floor = stake_floor
         self._config = config
         self._telemetry = telemetry
         self._clock = clock
@@ -56,7 +55,7 @@ class ChainWatch:
         return self.metagraph.uid_of(hotkey)
 
     def is_validator(self, uid: int) -> bool:
-        return self.metagraph.is_validator(uid, self._config.stake_floor)
+        return self.metagraph.is_validator(uid, self._stake_floor)
 
     async def run(self) -> None:
         """Follow the chain until cancelled. A chain that is silent is told in telemetry, and asked again."""

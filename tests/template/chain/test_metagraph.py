@@ -44,15 +44,15 @@ async def test_is_frozen(chain: Any) -> None:
 
 
 async def test_uid_and_validator(chain: Any, wallet: Any) -> None:
-    """A permit or enough stake makes a validator."""
+    """Permit and stake together make a validator; neither does alone."""
     graph = await read_metagraph(chain.client, 1)
     assert graph.uid_of(wallet("m1").keys.hotkey) == 2
     assert graph.uid_of(wallet("nobody").keys.hotkey) is None
-    assert not graph.is_validator(1)
+    assert not graph.is_validator(1, 400.0)
+    chain.advance(25)
+    graph = await read_metagraph(chain.client, 1)
     assert graph.is_validator(1, 400.0)
     assert not graph.is_validator(1, 600.0)
-    chain.advance(25)
-    assert (await read_metagraph(chain.client, 1)).is_validator(1)
 
 
 async def test_pinned_to_a_block(chain: Any, wallet: Any) -> None:
