@@ -50,9 +50,7 @@ def make_plan(
 def member(uid: int, transport: Transport, share: float = 1.0, *, contributes: bool = True) -> Participant:
     """The member `uid` on a transport; a Peer tells where it is."""
     addresses = getattr(transport, "addresses", ())
-    return Participant(
-        uid=uid, peer_id=transport.peer_id, addresses=addresses, share=share, contributes=contributes
-    )
+    return Participant(uid=uid, peer_id=transport.peer_id, addresses=addresses, share=share, contributes=contributes)
 
 
 def contributions(plan: RoundPlan, seed: int = 0) -> dict[int, Floats | None]:
@@ -100,9 +98,7 @@ class Group:
 
 
 @contextlib.asynccontextmanager
-async def group_on(
-    transports: Mapping[int, Transport], config: AveragerConfig | None = None
-) -> AsyncIterator[Group]:
+async def group_on(transports: Mapping[int, Transport], config: AveragerConfig | None = None) -> AsyncIterator[Group]:
     """Averagers on given transports, which allow each other and nobody else."""
     known = {transport.peer_id for transport in transports.values()}
     async with contextlib.AsyncExitStack() as stack:
