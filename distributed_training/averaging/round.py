@@ -129,7 +129,10 @@ class Round:
         deadline = exchange_end + self.plan.deadlines.commit
         await self._board.until(lambda: self._decision() is not Decision.WAIT, deadline, _never)
         if self._decision() is not Decision.COMMIT:
-            self._blame_for_the_vote()
+            # Our vote still has to arrive, and the others' to tell who sent whom what.
+            settled = time.monotonic() + self._config.settle_seconds
+            await self._board.until(lambda: self._nobody_needs_us(ballots), settled, _never)
+            self._blame_for_the_vote(late=time.monotonic() >= deadline)
             return self._result(RoundState.ABORTED)
         await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never)
         return self._result(RoundState.DONE)
@@ -194,10 +197,10 @@ class Round:
         """Whether our vote has arrived everywhere and everybody has what we reduced: who voted has everything."""
         return _all_done(ballots) and all(link.voted_or_lost for link in self._board.links.values())
 
-    def _blame_for_the_vote(self) -> None:
+    def _blame_for_the_vote(self, *, late: bool) -> None:
         links = self._board.links
         for uid, link in links.items():
-            if link.vote is None and not link.lost:
+            if late and not link.voted_or_lost:
                 self._board.fail(uid, "voter", f"no vote in {self.plan.deadlines.commit:g} s")
         seen = {uid: dict(x.vote.digests) for uid, x in links.items() if x.vote is not None and not x.gave_up}
         for named in disagreements(seen | {self._uid: self._exchange.digests()}):

@@ -9,6 +9,7 @@ the expected state hash is for the caller to check, who alone can load it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, BinaryIO, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints
 
@@ -169,12 +170,14 @@ async def _send_file(stream: Stream, file: StateFile) -> None:
         for start in range(0, len(file.source), BLOCK):
             await stream.write(memoryview(file.source)[start : start + BLOCK])
         return
-    opened = await asyncio.to_thread(file.source.open, "rb")
-    try:
-        while block := await asyncio.to_thread(opened.read, BLOCK):
-            await stream.write(block)
-    finally:
-        opened.close()
+    for start in range(0, file.entry.size, BLOCK):
+        await stream.write(await asyncio.to_thread(_read_block, file.source, start))
+
+
+def _read_block(path: Path, start: int) -> bytes:
+    with path.open("rb") as file:  # opened for each block, so that no cancellation can leave it open
+        file.seek(start)
+        return file.read(BLOCK)
 
 
 async def fetch_state(
@@ -240,22 +243,30 @@ def _require_manifest(manifest: Manifest, expected_hash: str, max_bytes: int) ->
 
 async def _receive_file(stream: Stream, entry: FileEntry, path: Path) -> None:
     digest = hashlib.sha256()
-    file = await asyncio.to_thread(path.open, "wb")
-    try:
-        left = entry.size
-        while left:
-            block = await stream.readexactly(min(left, BLOCK))
-            await asyncio.to_thread(_store, file, digest, block)
-            left -= len(block)
-    finally:
-        file.close()
+    left = entry.size
+    await _to_the_end(path.touch)
+    while left:
+        block = await stream.readexactly(min(left, BLOCK))
+        await _to_the_end(functools.partial(_append, path, digest, block))
+        left -= len(block)
     if digest.hexdigest() != entry.sha256:
         raise CorruptState(f"{entry.name}: the bytes are not those of the manifest")
 
 
-def _store(file: BinaryIO, digest: hashlib._Hash, block: bytes) -> None:
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Run in a thread and, if cancelled, still wait for it: nobody may write into the folder once it was cleared."""
+    running = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
+
+
+def _append(path: Path, digest: hashlib._Hash, block: bytes) -> None:
     digest.update(block)
-    file.write(block)
+    with path.open("ab") as file:
+        file.write(block)
 
 
 def _publish(partial: Path, destination: Path, entries: Sequence[FileEntry]) -> tuple[Path, ...]:

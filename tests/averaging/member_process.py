@@ -77,7 +77,9 @@ async def main() -> None:
         order = await read_line()
         plan = plan_from_json(order["plan"])
         peer.fault, peer.left = order["fault"], order["after_bytes"]
-        async with Averager(peer, uid=order["uid"], run_id=plan.run_id, allow=set(order["allow"]).__contains__) as averager:
+        async with Averager(
+            peer, uid=order["uid"], run_id=plan.run_id, allow=set(order["allow"]).__contains__
+        ) as averager:
             await averager.run(plan, np.ones(plan.size, dtype=np.float32), 1.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -58,9 +59,8 @@ class StreamContract:
         async with serving(called, deaf):
             stream = await caller.open(called.peer_id, addresses, "test/1")
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    for _ in range(200):
-                        await stream.write(bytes(1 << 20))
+                await asyncio.wait_for(write_forever(stream), 1.0)
+            assert stream.bytes_written < 100 << 20
             stream.abort()
 
     async def test_abort_wakes_the_other_side(self, pair: Pair) -> None:
@@ -69,10 +69,8 @@ class StreamContract:
         ended = asyncio.Event()
 
         async def wait(stream: Stream) -> None:
-            try:
+            with contextlib.suppress(AveragingError):
                 assert await stream.read(1) == b""
-            except AveragingError:
-                pass
             ended.set()
 
         async with serving(called, wait):
@@ -109,6 +107,11 @@ class StreamContract:
 
 
 Pair = tuple[Transport, Transport, tuple[str, ...]]
+
+
+async def write_forever(stream: Stream) -> None:
+    while True:
+        await stream.write(bytes(1 << 20))
 
 
 class serving:  # noqa: N801 - reads as a statement in `async with`

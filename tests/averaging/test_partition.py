@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_shares_cover_the_vector_once_and_in_order(size: int, given_shares: list
     assert len(bounds) == len(given_shares)
     assert bounds[0][0] == 0
     assert bounds[-1][1] == size
-    assert all(left[1] == right[0] for left, right in zip(bounds, bounds[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(bounds))
 
 
 @given(size=st.integers(0, 10**9), given_shares=shares)
@@ -48,7 +49,7 @@ def test_impossible_shares_are_refused(bad: list[float]) -> None:
 def test_chunks_cover_the_share_and_are_not_longer_than_asked(size: int, chunk: int) -> None:
     """Chunks follow each other; only the last may be shorter; none is empty."""
     cut = chunks(size, chunk)
-    assert [i for start, stop in cut for i in (start, stop)][1:-1:1] == sorted(i for c in cut for i in c)[1:-1]
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     assert sum(stop - start for start, stop in cut) == size
     assert all(stop - start == chunk for start, stop in cut[:-1])
     assert all(0 < stop - start <= chunk for start, stop in cut)

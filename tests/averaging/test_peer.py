@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -34,14 +33,24 @@ async def test_the_peer_id_survives_a_restart(tmp_path: Path) -> None:
     assert (tmp_path / "one").stat().st_mode & 0o077 == 0
 
 
+def has_sockets(folder: Path) -> bool:
+    return folder.exists() and any(path.is_socket() for path in folder.iterdir())
+
+
+def socket_folder(pid: int) -> Path:
+    """Where the daemon `pid` was told to listen."""
+    (listen,) = [word for word in psutil.Process(pid).cmdline() if word.startswith("-listen=/unix")]
+    return Path(listen.removeprefix("-listen=/unix")).parent
+
+
 @pytest.mark.integration
 async def test_the_end_leaves_nothing_and_is_final(tmp_path: Path) -> None:
     """No daemon, no sockets, no tasks; use after the end raises."""
-    folders = set(Path(tempfile.gettempdir()).glob("dt-p2p-*"))
     async with Peer(peer_config(tmp_path, "one")) as peer:
-        pid = peer.daemon_pid
+        pid, folder = peer.daemon_pid, socket_folder(peer.daemon_pid)
+        assert has_sockets(folder)
     assert not psutil.pid_exists(pid)
-    assert set(Path(tempfile.gettempdir()).glob("dt-p2p-*")) <= folders
+    assert not has_sockets(folder)
     await asyncio.sleep(0.1)
     assert len(asyncio.all_tasks()) == 1
     with pytest.raises(AveragingError, match="not running"):

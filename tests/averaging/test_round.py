@@ -56,7 +56,9 @@ async def test_everybody_gets_the_weighted_mean(data: st.DataObject, n: int, siz
     auxiliary = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1))
     idle = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1))
     async with memory_group(n) as (group, _):
-        plan = make_plan(group.members(auxiliary=sorted(auxiliary), idle=sorted(idle)), size, chunk=max(chunk, size // 9))
+        plan = make_plan(
+            group.members(auxiliary=sorted(auxiliary), idle=sorted(idle)), size, chunk=max(chunk, size // 9)
+        )
         values = contributions(plan)
         require_average(plan, values, await group.run(plan, values))
 
@@ -192,7 +194,7 @@ async def test_a_reducer_that_sends_different_bytes_is_named(monkeypatch: pytest
         return (_TwoFaced if size == 2000 else Reducer)(size, *rest)  # type: ignore[arg-type]  # passes all on
 
     monkeypatch.setattr(exchange, "Reducer", build)
-    async with memory_group(4) as (group, network):
+    async with memory_group(4) as (group, _):
         members = [member(uid, t, 2.0 if uid == 1 else 1.0) for uid, t in group.transports.items()]
         plan = make_plan(members, 5000, chunk=5000)
         results = await group.run(plan, contributions(plan))
@@ -202,7 +204,7 @@ async def test_a_reducer_that_sends_different_bytes_is_named(monkeypatch: pytest
 
 async def _when_data_flows(network: MemoryNetwork, n: int) -> None:
     """Returns in EXCHANGE: the control streams are open and data streams begin."""
-    while len(network.streams) <= n * (n - 1):
+    while len(network.streams) <= n * (n - 1):  # noqa: ASYNC110 - the network has no event for it
         await asyncio.sleep(0)
 
 

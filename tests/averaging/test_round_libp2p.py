@@ -32,7 +32,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("n", "auxiliary", "codec"), [(2, [], "none"), (4, [3], "none"), (4, [3], "fp16")])
-async def test_everybody_gets_the_weighted_mean(peers: dict[int, Peer], n: int, auxiliary: list[int], codec: str) -> None:
+async def test_everybody_gets_the_weighted_mean(
+    peers: dict[int, Peer], n: int, auxiliary: list[int], codec: str
+) -> None:
     """To float32 rounding (half precision with fp16), and the same bits at everybody."""
     async with group_on({uid: peers[uid] for uid in range(n)}) as group:
         plan = make_plan(group.members(auxiliary=auxiliary), 300_001, codec=codec, chunk=50_000)
@@ -99,7 +101,13 @@ class MemberProcess:
     async def order(self, plan: RoundPlan, uid: int, fault: str, after_bytes: int) -> None:
         """Run the plan as `uid`, with the fault."""
         allow = [m.peer_id for m in plan.members]
-        data = {"plan": dataclasses.asdict(plan), "allow": allow, "uid": uid, "fault": fault, "after_bytes": after_bytes}
+        data = {
+            "plan": dataclasses.asdict(plan),
+            "allow": allow,
+            "uid": uid,
+            "fault": fault,
+            "after_bytes": after_bytes,
+        }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(data).encode() + b"\n")
         await self.process.stdin.drain()
@@ -135,7 +143,7 @@ def ended(pid: int) -> bool:
 async def require_end(pid: int, seconds: float) -> None:
     """The process is gone within that time."""
     async with asyncio.timeout(seconds):
-        while not ended(pid):
+        while not ended(pid):  # noqa: ASYNC110 - another process has no event
             await asyncio.sleep(0.05)
 
 
