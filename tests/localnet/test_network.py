@@ -1,0 +1,51 @@
+"""What a localnet is made of, before a neuron starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distributed_training.localnet.network import open_network, remove
+from template.chain.connect import connect
+from template.chain.metagraph import read_metagraph
+from template.errors import ConfigurationError
+from tests.integration.subnet import TINY
+
+
+async def test_a_new_network_has_its_neurons_on_the_chain(tmp_path: Path) -> None:
+    """Owner, staked validators and miners have the uids that the commands assume."""
+    network = open_network(tmp_path / "net", TINY, 2, 1, ("nan",))
+    assert network.prepare()
+    async with connect(network.chain_url) as client:
+        graph = await read_metagraph(client, 1)
+    assert len(graph) == 4
+    assert [stake > 900 for stake in graph.stake] == [False, True, False, False]
+    names = {command.name: command.arguments for command in network.commands(5)}
+    assert list(names) == ["validator-1", "miner-1", "miner-2"]
+    assert "neurons.validator" in names["validator-1"]
+    assert names["miner-2"][2:5] == ["tests.adversaries.miner", "--adversary.kind", "nan"]
+
+
+def test_a_folder_is_continued_only_by_what_made_it(tmp_path: Path) -> None:
+    """The same layout goes on with the same ports; another one is refused with the remedy."""
+    first = open_network(tmp_path / "net", TINY, 2, 1, ())
+    first.prepare()
+    again = open_network(tmp_path / "net", TINY, 2, 1, ())
+    assert not again.prepare()
+    assert again.commands(5) == first.commands(5)
+    with pytest.raises(ConfigurationError, match="--fresh"):
+        open_network(tmp_path / "net", TINY, 3, 1, ()).prepare()
+
+
+def test_only_a_localnet_is_deleted(tmp_path: Path) -> None:
+    """--fresh never deletes a folder with something else in it."""
+    precious = tmp_path / "home"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigurationError, match="not a localnet"):
+        remove(precious)
+    open_network(tmp_path / "net", TINY, 1, 1, ()).prepare()
+    remove(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+    assert (precious / "thesis.txt").exists()
