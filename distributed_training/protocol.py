@@ -159,5 +159,5 @@ class AllReduce(Request):
     attempt: Annotated[int, Field(ge=0, le=10_000)]
     round_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
     group: Annotated[tuple[Member, ...], Field(min_length=1, max_length=MAX_GROUP)]
-    codec: Annotated[str, StringConstraints(max_length=32)]
+    codec: Annotated[str, StringConstraints(max_length=64)]
     deadlines: Deadlines

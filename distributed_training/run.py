@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from template.errors import ConfigurationError
+from distributed_training.averaging.codecs.names import parse_pair
+from template.errors import AveragingError, ConfigurationError
 
 
 def _require(condition: bool, message: str) -> None:
@@ -119,10 +120,13 @@ class EpochSpec:
 class AveragingSpec:
     """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits.
 
-    `max_weight` is the largest number of samples that one contributor can put into an average.
+    `codec` is how parts, and after a "+" how averages, travel (averaging/codecs/names.py); with `error_feedback` each
+    contributor adds what the codec lost of one contribution to its next. `max_weight` is the largest number of samples
+    that one contributor can put into an average.
     """
 
     codec: str
+    error_feedback: bool
     connect_seconds: float
     exchange_seconds: float
     commit_seconds: float
@@ -132,6 +136,14 @@ class AveragingSpec:
     def __post_init__(self) -> None:
         for name in ("connect_seconds", "exchange_seconds", "commit_seconds", "max_weight"):
             _require(getattr(self, name) > 0, f"averaging.{name} must be positive")
+        try:
+            pair = parse_pair(self.codec)
+        except AveragingError as error:
+            raise ConfigurationError(f"averaging.codec: {error}") from error
+        _require(
+            not (self.error_feedback and pair.lossless),
+            f"averaging.error_feedback must be false: codec '{self.codec}' loses nothing of a contribution",
+        )
         _require(0.5 < self.quorum <= 1, "averaging.quorum must lie in (0.5, 1]: less than half lets two groups commit")
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import RoundPlan
@@ -103,13 +104,16 @@ class Averager:
     ) -> None:
         await self._transport.unserve(PROTOCOL)
 
-    async def run(self, plan: RoundPlan, contribution: Floats | None, weight: float) -> RoundResult:
+    async def run(
+        self, plan: RoundPlan, contribution: Floats | None, weight: float, attempt: Attempt | None = None
+    ) -> RoundResult:
         """Take part in one round.
 
         Args:
             plan: the round; this member's uid and peer id are in its group.
             contribution: float32 [plan.size], not to be changed until this returns; None for an auxiliary member.
             weight: of the contribution, in (0, plan.max_weight]; 0 for an auxiliary member.
+            attempt: error feedback of the contribution, to be committed by the caller if the round is and we took part.
 
         Returns:
             What happened, and the average if the round completed. A failed round is an outcome, not an error.
@@ -118,7 +122,7 @@ class Averager:
             AveragingError: the plan is not for us or was run already, or our own contribution is not fit to be sent.
         """
         self._require_ours(plan)
-        round_ = Round(plan, self._uid, self._transport, self._config.round, contribution, weight)
+        round_ = Round(plan, self._uid, self._transport, self._config.round, contribution, weight, attempt)
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
             begun.set()

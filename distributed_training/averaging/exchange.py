@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from distributed_training.averaging.board import Board, Fault, Link
-from distributed_training.averaging.codec import Codec, Floats
+from distributed_training.averaging.codec import Codec, CodecPair, Floats, within
+from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import (
     Answer,
     Hello,
@@ -37,13 +38,22 @@ Opener = Callable[[Link], Coroutine[Any, Any, Stream | None]]
 class Exchange:
     """What this member sends and receives as data. `average` [size] fills up; `digests` tell what it is made of."""
 
-    def __init__(self, plan: RoundPlan, uid: int, board: Board, codec: Codec, contribution: Floats | None) -> None:
+    def __init__(
+        self,
+        plan: RoundPlan,
+        uid: int,
+        board: Board,
+        codecs: CodecPair,
+        contribution: Floats | None,
+        attempt: Attempt | None,
+    ) -> None:
         self.average = np.empty(plan.size, dtype=np.float32)
         self._plan = plan
         self._uid = uid
         self._board = board
-        self._codec = codec
+        self._codecs = codecs
         self._contribution = contribution
+        self._attempt = attempt
         self._ranges = plan.ranges()
         self._weights: Mapping[int, float] = {}
         self._reducer: Reducer | None = None
@@ -55,7 +65,7 @@ class Exchange:
         self._weights = weights
         start, stop = self._ranges[self._uid]
         if stop > start:
-            self._reducer = Reducer(stop - start, self._plan.chunk, weights, self._codec)
+            self._reducer = Reducer(stop - start, self._plan.chunk, weights, self._codecs.average)
             self._board.spawn(self._reduce_own(self._reducer, start, stop))
         self._begun.set()
         for link in self._board.links.values():
@@ -101,7 +111,11 @@ class Exchange:
         start, stop = self._ranges[link.member.uid]
         part = self._contribution[start:stop]
         for low, high in chunks(stop - start, self._plan.chunk):
-            await self._write_chunk(link, stream, self._codec.encode(part[low:high]))
+            await self._write_chunk(link, stream, self._encode_part(start + low, part[low:high]))
+
+    def _encode_part(self, start: int, values: Floats) -> memoryview:
+        codec = self._codecs.parts
+        return self._attempt.encode(codec, start, values) if self._attempt else codec.encode(values)
 
     async def _receive_average(self, link: Link, stream: Stream) -> None:
         claimed = await read_message(stream, Weights)
@@ -109,7 +123,7 @@ class Exchange:
         start, stop = self._ranges[link.member.uid]
         digest = hashlib.sha256()
         for low, high in chunks(stop - start, self._plan.chunk):
-            data, values = await self._read_chunk(link, stream, high - low)
+            data, values = await self._read_chunk(link, stream, self._codecs.average, high - low)
             self.average[start + low : start + high] = values
             digest.update(data)
         link.digest = digest.hexdigest()
@@ -129,13 +143,15 @@ class Exchange:
         """Put our own part in, and take the average out as everybody does: from the encoded bytes."""
         if self._contribution is not None:
             part = self._contribution[start:stop]
+            if self._attempt:
+                part = self._attempt.whole(start, part, self._codecs.largest)
             reducer.lend(self._uid, part)
             for index, (low, high) in enumerate(reducer.chunks):
                 await reducer.add(self._uid, index, part[low:high])
         digest = hashlib.sha256()
         for index, (low, high) in enumerate(reducer.chunks):
             data = await reducer.encoded(index)
-            self.average[start + low : start + high] = self._codec.decode(data, high - low)
+            self.average[start + low : start + high] = self._codecs.average.decode(data, high - low)
             digest.update(data)
             await asyncio.sleep(0)
         self._own_digest = digest.hexdigest()
@@ -171,7 +187,9 @@ class Exchange:
         if link.part_done:  # an auxiliary member, which sends none
             return
         for index, (low, high) in enumerate(reducer.chunks):
-            _, values = await self._read_chunk(link, stream, high - low)
+            _, values = await self._read_chunk(link, stream, self._codecs.parts, high - low)
+            if not within(values, self._codecs.largest):
+                raise Fault(f"values beyond {self._codecs.largest:g}, the largest that the average can carry")
             await reducer.add(link.member.uid, index, values)
         link.part_done = True
         self._board.ring()
@@ -191,9 +209,9 @@ class Exchange:
         link.traffic.seconds_sending += time.monotonic() - began
         await asyncio.sleep(0)  # a stream that never blocks must not starve the neuron's other tasks
 
-    async def _read_chunk(self, link: Link, stream: Stream, n: int) -> tuple[bytes, Floats]:
+    async def _read_chunk(self, link: Link, stream: Stream, codec: Codec, n: int) -> tuple[bytes, Floats]:
         """The next chunk [n]. Time counts from its length on: before, the other side may wait for third members."""
-        expected = self._codec.encoded_size(n)
+        expected = codec.encoded_size(n)
         length = await read_length(stream)
         if length != expected:
             raise Fault(f"a chunk of {length} bytes where {expected} are due")
@@ -201,8 +219,9 @@ class Exchange:
         data = await stream.readexactly(expected)
         link.traffic.bytes_received += 4 + len(data)
         link.traffic.seconds_receiving += time.monotonic() - began
-        values = self._codec.decode(data, n)
-        if not np.isfinite(values).all():
-            raise Fault("values that are not finite")
+        try:
+            values = codec.decode(data, n)
+        except AveragingError as error:
+            raise Fault(str(error)) from error
         await asyncio.sleep(0)
         return data, values

@@ -44,6 +44,18 @@ class Attempt:
         self._residual = residual
         self._errors: dict[int, Floats] = {}
 
+    def owed(self, start: int, values: Floats) -> Floats:
+        """`values` [n] at `start` and what is owed there.
+
+        Raises:
+            AveragingError: they do not lie in the vector.
+        """
+        stop = start + values.size
+        if not 0 <= start <= stop <= self._residual.size:
+            raise AveragingError(f"a piece [{start}, {stop}) of a vector of {self._residual.size} values")
+        with np.errstate(over="ignore"):  # what becomes infinite has no code
+            return values + self._residual[start:stop]
+
     def encode(self, codec: Codec, start: int, values: Floats) -> memoryview:
         """The payload of `values` [n], which lie at `start` in the vector, and of what is owed there.
 
@@ -52,7 +64,7 @@ class Attempt:
         Raises:
             AveragingError: value and residual together have no code; the piece counts as not sent.
         """
-        payload, error = encode_with_error(codec, self._owed(start, values))
+        payload, error = encode_with_error(codec, self.owed(start, values))
         self._errors[start] = error
         return payload
 
@@ -62,7 +74,7 @@ class Attempt:
         Raises:
             AveragingError: the sum is beyond `limit`.
         """
-        owed = self._owed(start, values)
+        owed = self.owed(start, values)
         require_within(owed, limit)
         self._errors[start] = np.zeros(values.size, dtype=np.float32)
         return owed
@@ -79,13 +91,6 @@ class Attempt:
                 raise AveragingError(f"two pieces that were sent in one attempt overlap at {start}")
             reached = start + error.size
         return self._errors
-
-    def _owed(self, start: int, values: Floats) -> Floats:
-        stop = start + values.size
-        if not 0 <= start <= stop <= self._residual.size:
-            raise AveragingError(f"a piece [{start}, {stop}) of a vector of {self._residual.size} values")
-        with np.errstate(over="ignore"):  # what becomes infinite has no code
-            return values + self._residual[start:stop]
 
 
 class ErrorFeedback:
@@ -111,9 +116,7 @@ class ErrorFeedback:
             AveragingError: the attempt began before another one was committed, or its pieces overlap.
         """
         if attempt._residual is not self._residual:
-            raise AveragingError(
-                "the attempt belongs to an older residual, or is not ours"
-            )
+            raise AveragingError("the attempt belongs to an older residual, or is not ours")
         errors = attempt.errors()
         residual = self._residual.copy()
         for start, error in errors.items():

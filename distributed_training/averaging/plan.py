@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from distributed_training.averaging.codec import codec_named
+from distributed_training.averaging.codec import pair_named
 from distributed_training.averaging.partition import partition
 from distributed_training.protocol import MAX_GROUP, AllReduce
 from template.errors import AveragingError
@@ -72,7 +72,7 @@ class RoundPlan:
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
-        codec_named(self.codec)
+        pair_named(self.codec)
         _require(re.fullmatch(r"[0-9a-f]{32}", self.round_id) is not None, "a round id is 32 hex digits")
         _require(1 <= len(self.members) <= MAX_GROUP, f"a group has 1 to {MAX_GROUP} members")
         _require(len({m.uid for m in self.members}) == len(self.members), "a uid is twice in the group")

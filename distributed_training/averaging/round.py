@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from distributed_training.averaging.board import Board, Fault, Link
-from distributed_training.averaging.codec import Codec, Floats, codec_named
+from distributed_training.averaging.codec import Floats, pair_named, within
 from distributed_training.averaging.exchange import Exchange
+from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
 from distributed_training.averaging.outcome import RoundOutcome, RoundResult, RoundState
 from distributed_training.averaging.partition import chunks
@@ -56,16 +57,18 @@ class Round:
         config: RoundConfig,
         contribution: Floats | None,
         weight: float,
+        attempt: Attempt | None = None,
     ) -> None:
         self.plan = plan
         self._uid = uid
         self._transport = transport
         self._config = config
-        self._codec = codec_named(plan.codec)
+        self._codecs = pair_named(plan.codec)
+        self._attempt = attempt
         self._contribution = contribution
         self._weight = weight
         self._board = Board(plan, uid)
-        self._exchange = Exchange(plan, uid, self._board, self._codec, contribution)
+        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt)
         self._average_hash: str | None = None
 
     async def run(self) -> RoundResult:
@@ -108,7 +111,9 @@ class Round:
         if reason is not None:
             raise AveragingError(reason)
         if self._contribution is not None:
-            await asyncio.to_thread(_require_fit, self._contribution, self.plan.size, self._codec)
+            await asyncio.to_thread(
+                _require_fit, self._contribution, self.plan.size, self._codecs.largest, self._attempt
+            )
 
     async def _connect(self, deadline: float) -> bool:
         self._board.enter(RoundState.CONNECT)
@@ -318,13 +323,14 @@ def _sha256(values: Floats) -> str:
     return hashlib.sha256(values.astype("<f4", copy=False).view(np.uint8).data).hexdigest()
 
 
-def _require_fit(contribution: Floats, size: int, codec: Codec) -> None:
+def _require_fit(contribution: Floats, size: int, largest: float, attempt: Attempt | None) -> None:
     """Refuse a contribution that the others would have to refuse."""
     if contribution.dtype != np.float32 or contribution.shape != (size,):
         raise AveragingError(f"a contribution is float32 [{size}], not {contribution.dtype} {contribution.shape}")
     for start, stop in chunks(size, 1 << 20):
-        if not np.abs(contribution[start:stop]).max() <= codec.largest:  # false for NaN as well
-            raise AveragingError(f"the contribution holds NaN or values beyond the codec's {codec.largest:g}")
+        values = contribution[start:stop]
+        if not within(attempt.owed(start, values) if attempt else values, largest):
+            raise AveragingError(f"the contribution holds NaN or values beyond the codec's {largest:g}")
 
 
 def _weight_fault(member: Participant, weight: float, max_weight: float) -> str | None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distributed_training.averaging import exchange, round
 from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
 from distributed_training.averaging.memory import MemoryNetwork, MemoryStream, MemoryTransport
 from distributed_training.averaging.outcome import RoundResult, RoundState
@@ -128,6 +129,7 @@ async def test_an_absent_member_is_named_at_the_connect_deadline() -> None:
 async def test_a_sender_of_nan_is_named_by_every_reducer(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """One bad number anywhere spoils the round for nobody's state."""
     monkeypatch.setattr(round, "_require_fit", lambda *_: None)  # the sender does not check itself
+    monkeypatch.setattr(Float32, "encode", lambda _, values: values.view(np.uint8).data)
     async with memory_group(4) as (group, _):
         plan = make_plan(group.members(), 4000, chunk=300)
         values = contributions(plan)
