@@ -6,7 +6,7 @@ decoded by everybody. Only sockets are missing. After the last update the held-o
 "none"; "other data" is "none" on other pages, and shows how much of a difference is chance.
 
     python -m benchmarks.codec_training [--updates 100] [--micro-batches 2] [--processes 2]
-        [--output benchmarks/results/codec_training.md]
+        [--only none int4-block64:sender] [--output benchmarks/results/codec_training.md]
 
 Wanted after 100 updates with error feedback: within 1 % for 4 bits, within 2 % for 2 bits. Nothing is asserted.
 """
@@ -167,21 +167,30 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _setting(text: str) -> Setting:
+    codec, _, feedback = text.partition(":")
+    if feedback not in ("", "sender", "both"):
+        raise SystemExit(f"feedback '{feedback}' of '{text}': nothing, sender or both")
+    return Setting(codec, feedback)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/nano.toml"))
     parser.add_argument("--miners", type=int, default=4)
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--micro-batches", type=int, default=2, help="of one miner and update")
+    parser.add_argument("--only", nargs="*", default=None, metavar="CODEC[:FEEDBACK]", help="these rows, not all")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None, help="a Markdown file for the table")
     arguments = parser.parse_args()
     console = Console()
     fixed = (arguments.run, arguments.miners, arguments.updates, arguments.micro_batches)
     context = multiprocessing.get_context("spawn")
+    chosen = SETTINGS if arguments.only is None else [_setting(text) for text in arguments.only]
     results: list[Result] = []
     with concurrent.futures.ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
-        for result in pool.map(train, SETTINGS, *(itertools.repeat(value) for value in fixed)):
+        for result in pool.map(train, chosen, *(itertools.repeat(value) for value in fixed)):
             results.append(result)
             label = f"{result.setting.label} {result.setting.feedback}"
             console.print(f"{label}: {result.loss:.4f} in {result.seconds:.0f} s", highlight=False)

@@ -14,6 +14,7 @@ from typing import Protocol
 from distributed_training import __version__, schedule
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import binding_is_valid
+from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import plan_from
 from distributed_training.engine.engine import Contribution, Engine
@@ -213,11 +214,12 @@ class Node:
             limits = self._spec.averaging
             size = self._engine.layout.size
             plan = plan_from(request, size=size, quorum=limits.quorum, max_weight=limits.max_weight)
-            result = await self._averager.run(plan, vector, float(samples))
+            attempt = self._engine.attempt() if self._contributes else None
+            result = await self._averager.run(plan, vector, float(samples), attempt)
         except AveragingError as error:
             raise Refused(str(error), status=400, reason="impossible-round") from error
         if result.average is not None:
-            await self._commit(request, result)
+            await self._commit(request, result, attempt)
         answer = self._answer(request, result, samples, self._clock.monotonic() - started)
         self._telemetry.emit(_round_ended(self.uid, request, result, answer))
         return answer
@@ -230,10 +232,11 @@ class Node:
         except StateError as error:
             raise Refused(str(error), status=409, reason="nothing-to-give") from error
 
-    async def _commit(self, request: AllReduce, result: RoundResult) -> None:
+    async def _commit(self, request: AllReduce, result: RoundResult, attempt: Attempt | None) -> None:
         assert result.average is not None
         base = None if self._contributes else self._engine.state.params
-        await self._worker.apply(result.average)
+        took_part = self.uid in result.outcome.participants
+        await self._worker.apply(result.average, attempt if took_part else None)
         await self._on_completed(CompletedRound(request, base, result))
 
     def _answer(self, request: AllReduce, result: RoundResult, samples: int, seconds: float) -> AllReduceResponse:

@@ -64,6 +64,14 @@ def test_values_are_those_of_the_file() -> None:
         ('source = "stdlib"', 'source = "text"', r"data\.path is needed for the source 'text'"),
         ("held_out_pages = 64", "held_out_pages = -1", r"data\.held_out_pages must not be negative"),
         ("quorum = 0.67", "quorum = 0.5", r"averaging\.quorum .* less than half lets two groups commit"),
+        ('codec = "none"', 'codec = "int4"', r"averaging\.codec: unknown codec 'int4'; known: none, fp16"),
+        ('codec = "none"', 'codec = "topk32-fp16"', r"averaging\.codec: .*for example 'topk32-fp16\+int8-block256'"),
+        (
+            "error_feedback = false",
+            "error_feedback = true",
+            r"error_feedback must be false: .* loses nothing",
+        ),
+        ("error_feedback = false\n", "", r"missing key 'averaging\.error_feedback'"),
         ("exchange_seconds = 15", "exchange_seconds = 0", r"averaging\.exchange_seconds must be positive"),
         ("coordinates = 64", "coordinates = 1025", r"audit\.coordinates must lie between 1 and 1024"),
         ("loss_tolerance = 1e-4", "loss_tolerance = 0.0", r"audit\.loss_tolerance must be positive"),
@@ -77,7 +85,11 @@ def test_values_are_those_of_the_file() -> None:
         ("min_miners = 1", "min_miners = 0", r"epoch\.min_miners must be at least 1"),
         ("[epoch]", "[model.epoch]", r"unknown key 'model\.epoch'"),
         ("[data]", "[dta]", r"unknown key 'dta'"),
-        ("[model.config]\nn_layer = 2\nn_head = 4\nn_embd = 128", "config = 3", r"'model\.config' must be a section"),
+        (
+            "[model.config]\nn_layer = 2\nn_head = 4\nn_embd = 128\ninitializer_range = 0.06 ",
+            "config = 3 ",
+            r"'model\.config' must be a section",
+        ),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:

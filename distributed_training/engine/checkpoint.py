@@ -2,7 +2,8 @@
 
     <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
                                       one before stays for those who are still reading it
-    <folder>/progress.safetensors     the accumulated gradient and, in the metadata, the records; replaced by rename
+    <folder>/progress.safetensors     the accumulated gradient, with error feedback its residual, and in the metadata
+                                      the records; replaced by rename
 
 Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
 state, which is dropped: its samples were trained at parameters that are no longer current.
@@ -36,11 +37,15 @@ _WORKS = TypeAdapter(tuple[Work, ...])
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An engine as a value: base state, sum of n_k g_k (float32 [P]), and the work of the kept epochs."""
+    """An engine as a value: base state, sum of n_k g_k, the work of the kept epochs, what error feedback owes.
+
+    The vectors are float32 [P]; `residual` is None in a run without error feedback.
+    """
 
     state: State
     accumulated: Vector
     works: tuple[Work, ...]
+    residual: Vector | None
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
@@ -51,7 +56,10 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
         _write_aside(folder, target, snapshot.state, config, run_id)
     partial = folder / f"{PROGRESS}.partial"
     works = _WORKS.dump_json(snapshot.works).decode()
-    save_file({"accumulated": snapshot.accumulated}, partial, metadata={"works": works})
+    vectors = {"accumulated": snapshot.accumulated}
+    if snapshot.residual is not None:
+        vectors["residual"] = snapshot.residual
+    save_file(vectors, partial, metadata={"works": works})
     os.replace(partial, folder / PROGRESS)
     before = state_folder(folder, snapshot.state.epoch - 1)
     for other in folder.glob(_STATE_PATTERN):
@@ -65,7 +73,9 @@ def state_folder(folder: Path, epoch: int) -> Path | None:
     return path if (path / MANIFEST).is_file() else None
 
 
-def load_checkpoint(folder: Path, layout: Layout, run_id: str, vectors: Iterable[str]) -> Snapshot | None:
+def load_checkpoint(
+    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], *, error_feedback: bool
+) -> Snapshot | None:
     """The checkpoint in `folder`, verified; None if there is none.
 
     Raises:
@@ -76,7 +86,8 @@ def load_checkpoint(folder: Path, layout: Layout, run_id: str, vectors: Iterable
         return None
     state = read_state(complete[-1], layout, run_id, vectors)
     fresh = Work(epoch=state.epoch, state_hash=state.hash)
-    empty = Snapshot(state, np.zeros(layout.size, dtype=np.float32), (fresh,))
+    nothing = np.zeros(layout.size, dtype=np.float32)
+    empty = Snapshot(state, nothing, (fresh,), nothing if error_feedback else None)
     return _with_progress(empty, folder / PROGRESS)
 
 
@@ -84,7 +95,8 @@ def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
     """The snapshot with the progress in `path`, if that was made at the same state."""
     if not path.exists():
         return empty
-    vector = read_tensors(path, {"accumulated": (empty.state.layout.size,)}, _METADATA_BYTES)["accumulated"]
+    names = ("accumulated",) if empty.residual is None else ("accumulated", "residual")
+    tensors = read_tensors(path, dict.fromkeys(names, (empty.state.layout.size,)), _METADATA_BYTES)
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata() or {}
     try:
@@ -93,7 +105,7 @@ def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
         raise CorruptState(f"{path} holds no readable records: {error}") from error
     if not works or works[-1].state_hash != empty.state.hash:
         return empty
-    return Snapshot(empty.state, vector, works)
+    return Snapshot(empty.state, tensors["accumulated"], works, tensors.get("residual"))
 
 
 def _holds(folder: Path, state_hash: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from distributed_training.averaging.feedback import RESIDUAL, Attempt, ErrorFeedback
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.checkpoint import Snapshot, load_checkpoint, save_checkpoint
 from distributed_training.engine.coordinates import coordinates
@@ -54,6 +55,7 @@ class Engine:
         self._replica = Replica(spec, vocab_size, device)
         layout = self._replica.layout
         self._accumulated = torch.zeros(layout.size, device=device)  # sum of n_k g_k
+        self._feedback = ErrorFeedback(layout.size) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)))
 
@@ -137,16 +139,28 @@ class Engine:
         vector = (self._accumulated / float(work.samples)).cpu().numpy()
         return Contribution(vector, work.samples, work.records)
 
-    def apply(self, average: Vector) -> None:
+    def attempt(self) -> Attempt | None:
+        """Error feedback of one attempt to send the contribution; None in a run without."""
+        return None if self._feedback is None else self._feedback.attempt()
+
+    def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
         """End the epoch: the canonical update by `average` [P]. Accumulated work is cleared; its records stay readable.
+
+        `attempt` is what our contribution to this average was sent by, and is settled with it.
 
         Raises:
             CorruptState: the average does not fit or is not finite; nothing was changed.
+            AveragingError: the attempt is not the last one's; nothing was changed.
         """
-        self._enter(self._strategy.update(average, self._state))
+        state = self._strategy.update(average, self._state)
+        if self._feedback is not None and attempt is not None:
+            self._feedback.commit(attempt)
+        self._enter(state)
 
     def adopt(self, state: State) -> None:
         """Go on from a verified state that came from elsewhere, dropping what was accumulated at another one.
+
+        What error feedback still owes of gradients at older states is dropped too.
 
         Raises:
             StateError: a state of another model or strategy; nothing was changed.
@@ -155,6 +169,8 @@ class Engine:
             raise StateError("the state belongs to another model or strategy")
         if state.hash != self.state_hash:
             self._enter(state)
+            if self._feedback is not None:
+                self._feedback.clear()
 
     def held_out_loss(self, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at θₑ; raises DataError without any."""
@@ -163,12 +179,15 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Everything that must survive a restart, as a value."""
         accumulated = self._accumulated.detach().to("cpu", copy=True).numpy()
-        return Snapshot(state=self._state, accumulated=accumulated, works=self._works)
+        residual = None if self._feedback is None else self._feedback.residual
+        return Snapshot(state=self._state, accumulated=accumulated, works=self._works, residual=residual)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, accumulated work included."""
         self._enter(snapshot.state)
         self._accumulated.copy_(torch.from_numpy(snapshot.accumulated.copy()))
+        if self._feedback is not None and snapshot.residual is not None:
+            self._feedback.load_state_dict({RESIDUAL: snapshot.residual})
         self._works = snapshot.works
 
     def save(self, folder: Path) -> None:
@@ -182,7 +201,8 @@ class Engine:
             StateMismatch: it belongs to another run.
             CorruptState: it is damaged; nothing was changed.
         """
-        snapshot = load_checkpoint(folder, self.layout, self._spec.run_id, self.vectors)
+        owes = self._feedback is not None
+        snapshot = load_checkpoint(folder, self.layout, self._spec.run_id, self.vectors, error_feedback=owes)
         if snapshot is None:
             return False
         self.restore(snapshot)

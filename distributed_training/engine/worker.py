@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from distributed_training.averaging.feedback import Attempt
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
@@ -120,9 +121,9 @@ class TrainingWorker:
         """The engine's contribution at the next micro-batch boundary; raises StateError if nothing was trained."""
         return await self.run(lambda engine: engine.contribution())
 
-    async def apply(self, average: Vector) -> None:
-        """End the epoch with `average` [P]; raises CorruptState and changes nothing if it is not usable."""
-        await self.run(lambda engine: engine.apply(average))
+    async def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
+        """End the epoch with `average` [P], sent by `attempt`; raises and changes nothing as `Engine.apply` does."""
+        await self.run(lambda engine: engine.apply(average, attempt))
 
     async def run(self, function: Callable[[Engine], T]) -> T:
         """The result of `function(engine)`, called in the training thread between two micro-batches.

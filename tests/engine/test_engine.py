@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed_training.averaging.codecs.registry import codec_named
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.checkpoint import PROGRESS
 from distributed_training.engine.coordinates import coordinates
@@ -17,6 +18,7 @@ from distributed_training.engine.engine import Engine
 from distributed_training.engine.records import contribution_at_coordinates, records_hash
 from distributed_training.engine.replica import Replica
 from distributed_training.model.files import MODEL, read_state
+from distributed_training.model.state import State
 from distributed_training.protocol import Record
 from template.clock import ManualClock
 from template.errors import CorruptState, DataError, StateError, StateMismatch
@@ -221,6 +223,53 @@ def test_a_checkpoint_resumes_the_epoch(tmp_path: Path) -> None:
     for made in (first, second):
         made.apply(average)
     assert first.state_hash == second.state_hash
+
+
+def owing() -> Engine:
+    """An engine of a run with error feedback, after one epoch whose contribution was sent in 4 bits."""
+    averaging = dataclasses.replace(spec().averaging, codec="int4-block64", error_feedback=True)
+    made = Engine(spec(averaging=averaging), VOCAB)
+    made.train(batch(0))
+    attempt, given = made.attempt(), made.contribution().vector
+    assert attempt is not None
+    attempt.encode(codec_named("int4-block64"), 0, given)
+    made.apply(given, attempt)
+    return made
+
+
+def test_error_feedback_is_settled_with_the_average_and_survives_a_restart(tmp_path: Path) -> None:
+    """The residual of the last epoch goes into the checkpoint; an average without our part leaves it."""
+    made = owing()
+    residual = made.snapshot().residual
+    assert residual is not None
+    assert residual.any()
+    made.train(batch(1))
+    made.save(tmp_path)
+    resumed = Engine(made._spec, VOCAB)
+    assert resumed.load(tmp_path)
+    resumed.apply(np.zeros_like(residual))
+    np.testing.assert_array_equal(resumed.snapshot().residual, residual)
+
+
+def test_error_feedback_does_not_outlive_its_state() -> None:
+    """A neuron that goes on from another state owes nothing; a run without feedback has none."""
+    made, other = owing(), Engine(owing()._spec, VOCAB)
+    other.adopt(made.state)
+    made.adopt(next_state(made))
+    for engine_ in (made, other):
+        residual = engine_.snapshot().residual
+        assert residual is not None
+        assert not residual.any()
+    assert engine().attempt() is None
+    assert engine().snapshot().residual is None
+
+
+def next_state(made: Engine) -> State:
+    """The state of the next epoch, as another peer reached it."""
+    peer = Engine(made._spec, VOCAB)
+    peer.adopt(made.state)
+    peer.apply(np.ones(made.layout.size, dtype=np.float32))
+    return peer.state
 
 
 def test_a_checkpoint_is_replaced(tmp_path: Path) -> None:
