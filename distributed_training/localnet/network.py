@@ -10,12 +10,11 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from distributed_training.localnet.processes import Command
+from distributed_training.run import load_run
 from template.chain.local.genesis import Registration, create_chain
 from template.chain.local.operator import Keys
 from template.chain.wallet import create_wallet
-
-from distributed_training.localnet.processes import Command
-from distributed_training.run import load_run
 from template.errors import ConfigurationError
 
 ADDRESS = "127.0.0.2"  # on the loopback; the chain refuses 127.0.0.1 as an axon's address
