@@ -29,16 +29,21 @@ def targets(metagraph: Metagraph, uids: Iterable[int]) -> tuple[Target, ...]:
 
 
 class KnownPeers:
-    """The peer ids that a registered hotkey has signed for: nobody else's streams are served. One a uid."""
+    """The peer ids that a registered hotkey has signed for: nobody else's streams are served. One a hotkey."""
 
     def __init__(self) -> None:
-        self._by_uid: dict[int, str] = {}
+        self._by_hotkey: dict[str, str] = {}
 
-    def add(self, uid: int, peer_id: str) -> None:
-        self._by_uid[uid] = peer_id
+    def add(self, hotkey: str, peer_id: str) -> None:
+        self._by_hotkey[hotkey] = peer_id
+
+    def keep(self, hotkeys: Iterable[str]) -> None:
+        """Forget all hotkeys but these."""
+        kept = self._by_hotkey.keys() & set(hotkeys)
+        self._by_hotkey = {hotkey: self._by_hotkey[hotkey] for hotkey in kept}
 
     def __contains__(self, peer_id: object) -> bool:
-        return peer_id in self._by_uid.values()
+        return peer_id in self._by_hotkey.values()
 
 
 class Census:
@@ -69,6 +74,7 @@ class Census:
         others = targets(metagraph, (uid for uid in uids if uid != self._uid))
         outcomes = await self._dendrite.broadcast(others, IsAlive(run_id=self._run_id), deadline)
         validators = validators_of(metagraph, self._stake_floor)
+        self._known.keep(metagraph.hotkeys)
         views = []
         for uid, outcome in outcomes.items():
             problem = str(outcome.error) if outcome.error else None
@@ -76,7 +82,7 @@ class Census:
             if isinstance(answer, IsAliveResponse):
                 problem = self._problem(metagraph, uid, answer)
                 if problem is None:
-                    self._known.add(uid, answer.peer.peer_id)
+                    self._known.add(answer.peer.hotkey, answer.peer.peer_id)
                     views.append(_view(uid, uid in validators, answer))
             self._tell(uid, problem)
         return tuple(views)

@@ -18,7 +18,7 @@ MAX_PAGES_PER_MICRO_BATCH = 4096
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Uid = Annotated[int, Field(ge=0, le=65535)]
-Epoch = Annotated[int, Field(ge=0)]
+Epoch = Annotated[int, Field(ge=0, le=2**53)]
 Samples = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 # Visible ASCII only: a line break would let one signed part slide into the next (see PeerBinding.signed_bytes).
@@ -63,8 +63,8 @@ class Record(Message):
     gradient at the audit coordinates, in their order.
     """
 
-    number: Annotated[int, Field(ge=0)]
-    pages: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_PAGES_PER_MICRO_BATCH)]
+    number: Annotated[int, Field(ge=0, le=2**53)]
+    pages: Annotated[tuple[Annotated[int, Field(ge=0, le=2**53)], ...], Field(max_length=MAX_PAGES_PER_MICRO_BATCH)]
     samples: Samples
     loss: float
     gradient: Annotated[tuple[float, ...], Field(max_length=MAX_COORDINATES)]
@@ -79,7 +79,7 @@ class TrainResponse(Response):
     epoch: Epoch
     state_hash: Hash
     records_hash: Hash
-    total_records: Annotated[int, Field(ge=0)]
+    total_records: Annotated[int, Field(ge=0, le=2**53)]
     records: Annotated[tuple[Record, ...], Field(max_length=MAX_RECORDS_PER_PAGE)]
     mean_loss: float | None
     samples: Samples

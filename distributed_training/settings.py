@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from template.chain.wallet import WalletConfig
-
 from distributed_training.averaging.peer import PeerConfig
 from distributed_training.hub.build import HubConfig
+from template.chain.wallet import WalletConfig
 from template.chain.watch import ChainWatchConfig
 from template.config import Secret, option, parse
 from template.console import LoggingConfig
@@ -47,7 +46,9 @@ class DhtConfig:
 
     ip: str = option("address to listen on", default="0.0.0.0")
     port: int = option("TCP port to listen on; 0 takes a free one", default=0)
-    initial_peers: tuple[str, ...] = option("multiaddresses of peers to join; default: asks the validators", default=())
+    initial_peers: tuple[str, ...] = option(
+        "multiaddresses of DHT peers to join; neurons find each other without", default=()
+    )
     announce: tuple[str, ...] = option("multiaddresses that others can reach, where they differ", default=())
     map_port: bool = option("ask the router for a port", default=False)
     relay: bool = option("be reachable behind a NAT through other peers", default=False)

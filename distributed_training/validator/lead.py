@@ -77,36 +77,41 @@ class RoundLeader:
         self._telemetry = telemetry
         self._clock = clock
 
-    async def lead(self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...]) -> Sequence[Attempt]:
+    async def lead(
+        self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...], made: int = 0
+    ) -> Sequence[Attempt]:
         """Average the epoch of `state` among `group`; ends with the first attempt that completes.
+
+        `made` attempts of this turn were made before; the run spec says how many there may be.
 
         Returns:
             All attempts, in order. The last one has not completed if everything was tried.
         """
         attempts: list[Attempt] = []
-        for _ in range(self._spec.epoch.attempts):
+        for number in range(made, self._spec.epoch.attempts):
             if not any(member.contributes for member in group):
                 break
-            attempt = await self._attempt(metagraph, state, group, attempts)
+            attempt = await self._attempt(metagraph, self._request(state, group, number), attempts)
             attempts.append(attempt)
             if attempt.completed:
                 break
             group = attempt.survivors
         return attempts
 
-    async def _attempt(
-        self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...], before: Sequence[Attempt]
-    ) -> Attempt:
+    async def _attempt(self, metagraph: Metagraph, request: AllReduce, before: Sequence[Attempt]) -> Attempt:
         started = self._clock.monotonic()
-        request = self._request(state, group, len(before))
+        group = request.group
         others = targets(metagraph, (member.uid for member in group if member.uid != self._node.uid))
         deadline = sum((request.deadlines.connect, request.deadlines.exchange, request.deadlines.commit))
         own, outcomes = await asyncio.gather(
             self._take_part(request), self._dendrite.broadcast(others, request, deadline + ANSWER_MARGIN_SECONDS)
         )
         answers = {u: o.response for u, o in outcomes.items() if isinstance(o.response, AllReduceResponse)}
-        if own is not None:
+        refusals = {u: str(o.error) for u, o in outcomes.items() if o.error}
+        if isinstance(own, AllReduceResponse):
             answers[self._node.uid] = own
+        else:
+            refusals[self._node.uid] = str(own)
         attempt = count(before, group, answers, self._spec.averaging.quorum)
         self._telemetry.emit(
             RoundLed(
@@ -119,7 +124,7 @@ class RoundLeader:
                 confirmed=sorted(attempt.confirmed),
                 named=sorted(attempt.named),
                 silent=sorted(attempt.silent),
-                refusals={str(uid): str(o.error) for uid, o in outcomes.items() if o.error},
+                refusals={str(uid): refusal for uid, refusal in refusals.items()},
                 seconds=self._clock.monotonic() - started,
             )
         )
@@ -140,8 +145,9 @@ class RoundLeader:
             ),
         )
 
-    async def _take_part(self, request: AllReduce) -> AllReduceResponse | None:
+    async def _take_part(self, request: AllReduce) -> AllReduceResponse | Refused:
+        """Our own answer. If we refuse, as when the state has moved on, we count as silent in our own round."""
         try:
             return await self._node.take_part(request)
-        except Refused:
-            return None  # the state moved on meanwhile; the leader then counts as silent in its own round
+        except Refused as refusal:
+            return refusal
