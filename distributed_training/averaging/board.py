@@ -88,6 +88,7 @@ class Board:
         self.seconds: dict[RoundState, float] = {}
         self.failures: dict[int, Failure] = {}
         self.suspects: dict[int, tuple[str, str]] = {}  # uid -> role, reason
+        self.closed = False
         self._entered = time.monotonic()
         self._bell = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,6 +180,7 @@ class Board:
 
     async def close(self) -> None:
         """Cancel everything that still runs and drop the control streams; a blocked write ends here too."""
+        self.closed = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

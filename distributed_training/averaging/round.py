@@ -88,6 +88,8 @@ class Round:
 
     async def accept(self, stream: Stream, hello: Hello) -> None:
         """Serve a stream of a member whose identity was checked, until it ends or the round does."""
+        if self._board.closed:
+            return  # the opener comes again and is told that the round has ended
         link = self._board.links[hello.uid]
         serve = self._accept_control if hello.kind == "control" else self._exchange.accept
         task = self._board.spawn(serve(link, stream, hello))

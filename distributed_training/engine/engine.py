@@ -26,7 +26,7 @@ from distributed_training.strategies.registry import find_strategy
 from template.clock import Clock, SystemClock
 from template.errors import StateError
 
-_KEPT_EPOCHS = 2  # this one and the last: a validator's query may cross the end of an epoch
+_KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Engine:
         return self.work.records
 
     def work_of(self, epoch: int) -> Work:
-        """What was done in this epoch or the one before.
+        """What was done in this epoch or one of the few before.
 
         Raises:
             StateError: that epoch is not kept.

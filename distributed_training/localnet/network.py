@@ -12,15 +12,20 @@ from pathlib import Path
 
 from distributed_training.localnet.processes import Command
 from distributed_training.run import load_run
+from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain
+from template.chain.local.ledger import Ledger
 from template.chain.local.operator import Keys
+from template.chain.local.state import State
 from template.chain.wallet import create_wallet
+from template.clock import SystemClock
 from template.errors import ConfigurationError
 
 ADDRESS = "127.0.0.2"  # on the loopback; the chain refuses 127.0.0.1 as an axon's address
 BLOCK_SECONDS = 1.0
 TEMPO = 20
-VALIDATOR_STAKE = 1000.0
+VALIDATOR_STAKE = 1000.0  # TAO
+STAKE_TURNS = 20
 HOTKEY = "default"
 NETUID = 1
 
@@ -107,13 +112,13 @@ class Network:
         create_chain(
             self.folder / "chain.db",
             owner=keys["owner"],
-            neurons=[
-                Registration(keys[name], VALIDATOR_STAKE if name in self.layout.validator_names else 0.0)
-                for name in self.layout.uids
-            ],
+            neurons=[Registration(keys[name]) for name in self.layout.uids],
+            endow={keys[name].coldkey: VALIDATOR_STAKE for name in self.layout.validator_names},
             block_seconds=BLOCK_SECONDS,
             tempo=TEMPO,
         )
+        with Ledger(self.folder / "chain.db", SystemClock()) as chain:
+            operator.apply(chain, lambda state: _stake(state, [keys[name] for name in self.layout.validator_names]))
 
     def _keys(self, name: str) -> Keys:
         wallet = create_wallet(name, HOTKEY, str(self.folder / "wallets"))
@@ -177,6 +182,13 @@ def open_network(folder: Path, run: Path, miners: int, validators: int, adversar
         )
     layout = Layout(run_id=spec.run_id, miners=miners, validators=validators, adversaries=adversaries)
     return Network(folder, layout, run)
+
+
+def _stake(state: State, validators: list[Keys]) -> None:
+    """Stake in small turns: the price rises with every purchase, and who buys last, all at once, gets little."""
+    for _ in range(STAKE_TURNS):
+        for keys in validators:
+            operator.add_stake(state, NETUID, keys, VALIDATOR_STAKE / STAKE_TURNS)
 
 
 def remove(folder: Path) -> None:

@@ -69,7 +69,7 @@ class Source(StrEnum):
     MEASURED = "measured this epoch"
     LAST_KNOWN = "last known"
     LEFT_OUT = "never measured: the term is left out"
-    EXCUSED = "no round it could deliver in: the term is left out"
+    EXCUSED = "no round it could deliver in"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +231,8 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
+    if score.participation is None and evidence.standings:
+        return Outcome.KEPT, "in no round that counts, through no doing of its own"
     if score.gradient is None and evidence.steps.samples > 0:
         return Outcome.KEPT, "none of its records was audited"
     if score.score == 0:

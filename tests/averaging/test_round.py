@@ -340,22 +340,20 @@ async def test_a_giant_frame_is_not_read() -> None:
 
 
 async def test_other_tasks_keep_running() -> None:
-    """The loop is never held for long while a few million values are averaged."""
-    gaps = []
+    """The loop's thread never works for long at a stretch while a few million values are averaged."""
+    stretches = []
 
     async def tick() -> None:
-        last = time.monotonic()
         while True:
-            await asyncio.sleep(0.001)
-            now = time.monotonic()
-            gaps.append(now - last)
-            last = now
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            stretches.append(time.thread_time() - began)
 
     async with memory_group(2) as (group, _):
         plan = make_plan(group.members(), 4_000_000, chunk=1 << 18)
         values = contributions(plan)
         ticking = asyncio.create_task(tick())
-        await asyncio.sleep(0.01)
         await group.run(plan, values)
         ticking.cancel()
-    assert sorted(gaps)[-3] < 0.05  # two slips are the machine's
+    assert len(stretches) > 20
+    assert max(stretches) < 0.05

@@ -74,7 +74,7 @@ def test_nothing_trained_is_no_contribution() -> None:
 
 
 def test_apply_ends_the_epoch() -> None:
-    """New base state, empty accumulation, the last epoch's records still there, the one before gone."""
+    """New base state, empty accumulation; the records of the last epochs stay a while, older ones go."""
     made = trained()
     first, records = made.state_hash, made.records
     made.apply(made.contribution().vector)
@@ -82,10 +82,11 @@ def test_apply_ends_the_epoch() -> None:
     assert made.state_hash == made.state.hash != first
     assert made.records_of(0) == records
     assert made.work_of(0).state_hash == first
-    made.train(batch(0))
-    made.apply(made.contribution().vector)
+    for _ in range(3):
+        made.train(batch(0))
+        made.apply(made.contribution().vector)
     assert [record.number for record in made.records_of(1)] == [0]
-    with pytest.raises(StateError, match="no work of epoch 0; kept: 1, 2"):
+    with pytest.raises(StateError, match="no work of epoch 0; kept: 1, 2, 3, 4"):
         made.records_of(0)
 
 
@@ -223,15 +224,16 @@ def test_a_checkpoint_resumes_the_epoch(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_replaced(tmp_path: Path) -> None:
-    """Saving again keeps one state, the newest, which is also a publishable model folder."""
+    """Saving again keeps the newest state, which is also a publishable model folder, and the one before."""
     made = trained()
     made.save(tmp_path)
-    made.train(batch(5))
-    made.save(tmp_path)
-    made.apply(made.contribution().vector)
-    made.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PROGRESS, "state-00000001"]
-    state = read_state(tmp_path / "state-00000001", made.layout, spec().run_id, made.vectors, made.state_hash)
+    for number in (5, 6):
+        made.train(batch(number))
+        made.save(tmp_path)
+        made.apply(made.contribution().vector)
+        made.save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PROGRESS, "state-00000001", "state-00000002"]
+    state = read_state(tmp_path / "state-00000002", made.layout, spec().run_id, made.vectors, made.state_hash)
     assert np.array_equal(state.params, made.state.params)
 
 

@@ -15,14 +15,16 @@ from tests.integration.subnet import TINY
 
 async def test_a_new_network_has_its_neurons_on_the_chain(tmp_path: Path) -> None:
     """Owner, staked validators and miners have the uids that the commands assume."""
-    network = open_network(tmp_path / "net", TINY, 2, 1, ("nan",))
+    network = open_network(tmp_path / "net", TINY, 2, 2, ("nan",))
     assert network.prepare()
     async with connect(network.chain_url) as client:
+        await client.wait_for_block(2)
         graph = await read_metagraph(client, 1)
-    assert len(graph) == 4
-    assert [stake > 900 for stake in graph.stake] == [False, True, False, False]
+    assert len(graph) == 5
+    assert graph.stake[2] == pytest.approx(graph.stake[1], rel=0.1)
+    assert [stake > 200 for stake in graph.stake] == [False, True, True, False, False]
     names = {command.name: command.arguments for command in network.commands(5)}
-    assert list(names) == ["validator-1", "miner-1", "miner-2"]
+    assert list(names) == ["validator-1", "validator-2", "miner-1", "miner-2"]
     assert "neurons.validator" in names["validator-1"]
     assert names["miner-2"][2:5] == ["tests.adversaries.miner", "--adversary.kind", "nan"]
 

@@ -106,11 +106,20 @@ def test_void_rounds_do_not_punish() -> None:
     assert (score.participation, score.participation_source) == (None, Source.EXCUSED)
 
 
+def test_work_that_went_into_no_average_is_not_paid() -> None:
+    """Whoever is left out of every round, and so puts nothing in, must not gain by it, however much it reports."""
+    idle = evidence(uid=1, samples=10_000, standings=(Standing.LEFT_OUT,))
+    book, _ = run([[evidence(uid=0, samples=10), idle]] * 5)
+    assert weights(book) == {0: 1.0, 1: 0.0}
+
+
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
         (evidence(unobserved="hub unavailable"), "hub unavailable"),
         (evidence(audits=()), "none of its records was audited"),
+        (evidence(standings=(Standing.LEFT_OUT,)), "in no round that counts, through no doing of its own"),
+        (evidence(standings=(Standing.VOID,)), "in no round that counts, through no doing of its own"),
         (None, "not sampled"),
     ],
 )
