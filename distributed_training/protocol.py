@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from template.transport.synapse import Message, Request, Response
 
+NO_SUCH_EPOCH = "no_such_epoch"  # the word that `Train` is refused with when the records are not kept
 MAX_GROUP = 512
 MAX_RECORDS_PER_PAGE = 256
 MAX_COORDINATES = 1024

@@ -71,16 +71,18 @@ def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]
 
 
 def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None.
+    """The (epoch, state hash) that at least half of the answering validators' stake stands at, or None.
 
-    `stakes` by uid."""
+    `stakes` by uid. Two halves are a tie that everybody breaks alike, or nobody would ever leave it: the later epoch,
+    then the larger hash.
+    """
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
         if view.is_validator:
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
-    best = max(weight, key=lambda state: weight[state], default=None)
-    return best if best is not None and weight[best] > total / 2 else None
+    best = max(weight, key=lambda state: (weight[state], state), default=None)
+    return best if best is not None and 2 * weight[best] >= total else None
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,13 @@ def test_the_group_is_who_has_something_to_give_and_the_validators() -> None:
 
 
 def test_the_majority_is_counted_by_validators_stake() -> None:
-    """Miners have no say, and half of the stake is no majority."""
-    other = (4, "b" * 64)
+    """Miners have no say; a tie goes to the later epoch; without half of the stake nobody is right."""
+    other, third = (4, "b" * 64), (5, "c" * 64)
     views = [view(1, validator=True), view(2, validator=True, state=other), view(3, samples=1, state=other)]
     assert schedule.majority_state(views, [0.0, 60.0, 40.0, 1000.0]) == STATE
-    assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) is None
+    assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) == other
+    split = [view(1, validator=True), view(2, validator=True, state=other), view(3, validator=True, state=third)]
+    assert schedule.majority_state(split, [0.0, 40.0, 30.0, 30.0]) is None
     assert schedule.majority_state([views[2]], [0.0, 0.0, 0.0, 1.0]) is None
 
 
