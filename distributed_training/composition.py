@@ -272,6 +272,7 @@ async def _open_parts(
         known=network.known,
         binding=network.binding,
         corpus=corpus,
+        settled=lambda: catch_up.settled,
         contributes=role == "miner",
         telemetry=telemetry,
         clock=base.clock,

@@ -85,6 +85,7 @@ class Node:
         known: KnownPeers,
         binding: PeerBinding,
         corpus: str,
+        settled: Callable[[], bool],
         contributes: bool,
         telemetry: Telemetry,
         clock: Clock,
@@ -99,6 +100,7 @@ class Node:
         self._averager = averager
         self._known = known
         self._corpus = corpus
+        self._settled = settled
         self._contributes = contributes
         self._telemetry = telemetry
         self._clock = clock
@@ -126,6 +128,7 @@ class Node:
             state_hash=work.state_hash,
             samples=work.samples,
             corpus=self._corpus,
+            settled=self._settled(),
             peer=self.binding,
             version=__version__,
         )
@@ -140,6 +143,7 @@ class Node:
             state_hash=now.state_hash,
             samples=now.samples,
             peer=now.peer,
+            settled=now.settled,
         )
 
     def require_place(self, metagraph: Metagraph) -> None:

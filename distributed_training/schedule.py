@@ -16,7 +16,10 @@ from distributed_training.run import EpochSpec
 
 @dataclass(frozen=True)
 class View:
-    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron."""
+    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron.
+
+    `settled` is false for one that has just started and does not know yet where the others stand.
+    """
 
     uid: int
     is_validator: bool
@@ -24,6 +27,7 @@ class View:
     state_hash: str
     samples: int
     peer: PeerBinding
+    settled: bool = True
 
     @property
     def state(self) -> tuple[int, str]:
@@ -71,14 +75,14 @@ def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]
 
 
 def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that at least half of the answering validators' stake stands at, or None.
+    """The (epoch, state hash) that at least half of the settled validators' stake stands at, or None.
 
     `stakes` by uid. Two halves are a tie that everybody breaks alike, or nobody would ever leave it: the later epoch,
     then the larger hash.
     """
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
-        if view.is_validator:
+        if view.is_validator and view.settled:
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
     best = max(weight, key=lambda state: (weight[state], state), default=None)

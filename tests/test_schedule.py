@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,6 +78,12 @@ def test_the_majority_is_counted_by_validators_stake() -> None:
     split = [view(1, validator=True), view(2, validator=True, state=other), view(3, validator=True, state=third)]
     assert schedule.majority_state(split, [0.0, 40.0, 30.0, 30.0]) is None
     assert schedule.majority_state([views[2]], [0.0, 0.0, 0.0, 1.0]) is None
+
+
+def test_a_validator_that_was_away_does_not_pull_the_others_back() -> None:
+    """Until it is settled its stake does not count, however large it is."""
+    back = dataclasses.replace(view(1, validator=True, state=(1, "c" * 64)), settled=False)
+    assert schedule.majority_state([back, view(2, validator=True)], [0.0, 90.0, 10.0]) == STATE
 
 
 def test_a_first_hiccup_costs_the_epoch_and_habit_costs_more() -> None:

@@ -138,5 +138,5 @@ class Miner:
             validators = validators_of(metagraph, self._spec.epoch.validator_stake)
             views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
             if not self._node.in_round:
-                await self._catch_up.check(views, metagraph.stake)
+                await self._catch_up.check(views, metagraph.stake, len(validators))
             await self._clock.sleep(TICK_SECONDS)

@@ -161,7 +161,8 @@ class Validator:
         self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
-        if not await self._catch_up.check(views, metagraph.stake):
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
+        if not await self._catch_up.check(views, metagraph.stake, len(validators)):
             return
         await self._lead_if_due(metagraph, views)
 
