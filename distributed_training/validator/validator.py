@@ -193,9 +193,9 @@ class Validator:
         """Remember who spoiled attempts, forgive who delivered, and have the new state published."""
         exclusions = self._memory.now.exclusions
         for attempt in attempts:
-            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.named)]
+            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.spoilers)]
             exclusions = schedule.exclude(exclusions, spoilers, epoch)
-            for uid, hotkey in zip(sorted(attempt.named), spoilers, strict=True):
+            for uid, hotkey in zip(sorted(attempt.spoilers), spoilers, strict=True):
                 until = exclusions[hotkey].until_epoch
                 self._telemetry.emit(Excluded(uid=self._node.uid, miner=uid, epoch=epoch, until_epoch=until))
         if attempts[-1].completed:
