@@ -57,17 +57,29 @@ def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, s
     return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
 
 
-def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]) -> tuple[Member, ...]:
+def group(views: Iterable[View], state: tuple[int, str]) -> tuple[Member, ...]:
     """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
 
-    Hotkeys in `barred` are left out. Shares are equal; who has no samples, as a validator, only reduces.
+    Shares are equal; who has no samples, as a validator, only reduces.
     """
-    at_state = [v for v in views if v.state == state and v.peer.hotkey not in barred]
-    chosen = [v for v in at_state if v.is_validator or v.samples > 0]
+    chosen = [v for v in views if v.state == state and (v.is_validator or v.samples > 0)]
     return tuple(
         Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=v.samples > 0)
         for v in sorted(chosen, key=lambda v: v.uid)
     )
+
+
+def admitted(
+    views: Sequence[View], state: tuple[int, str], barred: Collection[str], min_miners: int
+) -> tuple[View, ...]:
+    """The views without those whose hotkey is in `barred`.
+
+    All of them, if otherwise fewer than `min_miners` could contribute: the epoch would never end, and with it no
+    exclusion.
+    """
+    kept = tuple(view for view in views if view.peer.hotkey not in barred)
+    able = sum(view.state == state and view.samples > 0 for view in kept)
+    return kept if able >= min_miners else tuple(views)
 
 
 def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
