@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +19,22 @@ from bittensor.keyfiles import Keypair
 from distributed_training.averaging import memory as streams
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import sign_binding
+from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
-from distributed_training.data.loader import Loader
+from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
+from distributed_training.hub.hub import Hub
+from distributed_training.hub.memory import MemoryHub
 from distributed_training.keeper import Keeper
+from distributed_training.miner.miner import Miner
 from distributed_training.node import EndedRound, Node
-from distributed_training.peers import KnownPeers
+from distributed_training.peers import Census, KnownPeers
 from distributed_training.protocol import AllReduce, Deadlines
 from distributed_training.run import AuditSpec, AveragingSpec, DataSpec, EpochSpec, RunSpec
 from distributed_training.schedule import View, group
 from template.chain.metagraph import AxonInfo, Metagraph
-from template.clock import SystemClock
+from template.clock import Clock, SystemClock
 from template.telemetry import MemorySink, Telemetry
 from template.transport.axon import Axon, AxonConfig
 from template.transport.dendrite import Dendrite
@@ -154,6 +158,15 @@ class Subnet:
     wire: MemoryNetwork
     streams: streams.MemoryNetwork
     neurons: dict[int, Neuron]
+    at_will: bool = False  # whether miners train by themselves once they are resumed
+
+    def next_batch(self, uid: int) -> Callable[[int, int], MicroBatch | None]:
+        def next_batch(epoch: int, number: int) -> MicroBatch | None:
+            if not self.at_will or number >= self.loader.micro_batches_per_epoch:
+                return None
+            return self.loader.micro_batch(epoch, uid, number)
+
+        return next_batch
 
     async def train(self, uid: int, count: int = 2, first: int = 0) -> None:
         """Train micro-batches of the miner's assignment in its worker's thread."""
@@ -166,6 +179,58 @@ class Subnet:
         return [
             dataclasses.replace(n.node.view(), is_validator=self.chain.is_validator(u)) for u, n in self.neurons.items()
         ]
+
+    def census(self, uid: int, corpus: str | None = None) -> Census:
+        """The census of one neuron; `corpus`: another fingerprint than all have."""
+        neuron = self.neurons[uid]
+        return Census(
+            uid=uid,
+            run_id=self.spec.run_id,
+            corpus=corpus or self.loader.fingerprint,
+            stake_floor=self.spec.epoch.validator_stake,
+            dendrite=neuron.dendrite,
+            known=neuron.known,
+            telemetry=neuron.telemetry,
+        )
+
+    def catch_up(self, uid: int, hub: Hub, clock: Clock, config: CatchUpConfig | None = None) -> CatchUp:
+        """What gets a neuron back in step."""
+        neuron, folder = self.neurons[uid], self.folder / f"neuron{uid}"
+        folder.mkdir()
+        return CatchUp(
+            uid=uid,
+            config=config or CatchUpConfig(),
+            run_id=self.spec.run_id,
+            engine=neuron.engine,
+            worker=neuron.worker,
+            transport=neuron.transport,
+            known=neuron.known,
+            keeper=neuron.keeper,
+            hub=hub,
+            folder=folder,
+            telemetry=neuron.telemetry,
+            clock=clock,
+            seed=0,
+            turn=neuron.turn,
+        )
+
+    def miner(self, uid: int, clock: Clock | None = None) -> Miner:
+        """A whole miner around a neuron that is not attached yet."""
+        neuron, clock = self.neurons[uid], clock or SystemClock()
+        miner = Miner(
+            spec=self.spec,
+            chain=self.chain,
+            node=neuron.node,
+            engine=neuron.engine,
+            worker=neuron.worker,
+            keeper=neuron.keeper,
+            census=self.census(uid),
+            catch_up=self.catch_up(uid, MemoryHub(telemetry=neuron.telemetry, clock=clock), clock),
+            telemetry=neuron.telemetry,
+            clock=clock,
+        )
+        miner.attach(neuron.axon)
+        return miner
 
     def request(self, **changes: Any) -> AllReduce:
         """A round of everybody who has something to give, and the validators."""
@@ -187,8 +252,10 @@ class Subnet:
 
 
 @asynccontextmanager
-async def subnet(folder: Path, miners: int = 2, validators: int = 1, **changes: Any) -> AsyncIterator[Subnet]:
-    """Neurons that serve IsAlive and AllReduce. `changes` to the run spec."""
+async def subnet(
+    folder: Path, miners: int = 2, validators: int = 1, *, attached: bool = True, **changes: Any
+) -> AsyncIterator[Subnet]:
+    """Neurons that serve IsAlive and AllReduce, if `attached`. `changes` to the run spec."""
     spec = run_spec(folder, **changes)
     chain = Chain(metagraph_of(validators + miners, range(validators)))
     loader = build_loader(spec)
@@ -199,6 +266,8 @@ async def subnet(folder: Path, miners: int = 2, validators: int = 1, **changes: 
         for one in net.neurons.values():
             for other in net.neurons.values():
                 one.known.add(other.node.binding.hotkey, other.node.binding.peer_id)
+            if attached:
+                one.node.attach(one.axon, one.ended.append)
         yield net
 
 
@@ -206,7 +275,7 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: 
     sink, key, known, turn = MemorySink(), key_of(uid), KnownPeers(), asyncio.Lock()
     telemetry, clock = Telemetry([sink]), SystemClock()
     engine = Engine(net.spec, net.loader.tokenizer.vocab_size)
-    worker = await stack.enter_async_context(TrainingWorker(engine, lambda epoch, number: None, telemetry=telemetry))
+    worker = await stack.enter_async_context(TrainingWorker(engine, net.next_batch(uid), telemetry=telemetry))
     transport = net.streams.transport(f"peer{uid}")
     averager = await stack.enter_async_context(
         Averager(transport, uid=uid, run_id=net.spec.run_id, allow=known.__contains__, telemetry=telemetry)
@@ -230,8 +299,4 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: 
     await stack.enter_async_context(net.wire.serving(axon))
     dendrite = await stack.enter_async_context(Dendrite(key, transport=net.wire.transport()))
     keeper = Keeper(net.folder / f"checkpoint{uid}", worker, telemetry)
-    neuron = Neuron(
-        uid, engine, worker, keeper, averager, known, node, axon, dendrite, sink, telemetry, transport, turn
-    )
-    node.attach(axon, neuron.ended.append)
-    return neuron
+    return Neuron(uid, engine, worker, keeper, averager, known, node, axon, dendrite, sink, telemetry, transport, turn)

@@ -57,27 +57,11 @@ class Scene:
 @asynccontextmanager
 async def scene(folder: Path, **config: float) -> AsyncIterator[Scene]:
     async with subnet(folder, miners=1, validators=3) as net:
-        miner, clock = net.neurons[3], ManualClock()
+        clock = ManualClock()
         for uid in (0, 1):
             await step(net.neurons[uid], 1.0)
         hub = MemoryHub(telemetry=Telemetry(), clock=clock)
-        (folder / "miner").mkdir()
-        catch_up = CatchUp(
-            uid=3,
-            config=CatchUpConfig(**config),  # type: ignore[arg-type]
-            run_id=net.spec.run_id,
-            engine=miner.engine,
-            worker=miner.worker,
-            transport=miner.transport,
-            known=miner.known,
-            keeper=miner.keeper,
-            hub=hub,
-            folder=folder / "miner",
-            telemetry=miner.telemetry,
-            clock=clock,
-            seed=0,
-            turn=miner.turn,
-        )
+        catch_up = net.catch_up(3, hub, clock, CatchUpConfig(**config))  # type: ignore[arg-type]
         async with serving(net.neurons[0]), serving(net.neurons[1]), serving(net.neurons[2]):
             yield Scene(net, catch_up, hub, clock)
 
@@ -104,7 +88,7 @@ async def test_who_is_behind_fetches_at_once_from_a_peer(tmp_path: Path) -> None
         assert at.miner.state == at.right
         assert at.sources() in (["peer:0"], ["peer:1"])
         assert at.miner.keeper.offer(1) is not None
-        assert list((tmp_path / "miner").iterdir()) == []
+        assert list((tmp_path / "neuron3").iterdir()) == []
 
 
 async def test_miners_and_stakeless_views_have_no_say(tmp_path: Path) -> None:
@@ -238,7 +222,7 @@ async def test_no_state_is_adopted_in_a_round(tmp_path: Path) -> None:
 async def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     """Half a state of gigabytes must not stay for ever."""
     async with scene(tmp_path) as at:
-        (tmp_path / "miner" / "incoming-abc").mkdir()
-        (tmp_path / "miner" / "incoming-abc" / "model.safetensors").write_bytes(b"half")
+        (tmp_path / "neuron3" / "incoming-abc").mkdir()
+        (tmp_path / "neuron3" / "incoming-abc" / "model.safetensors").write_bytes(b"half")
         assert await at.check(0, 1, 2)
-        assert list((tmp_path / "miner").iterdir()) == []
+        assert list((tmp_path / "neuron3").iterdir()) == []

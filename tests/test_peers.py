@@ -6,28 +6,15 @@ import dataclasses
 from pathlib import Path
 
 from distributed_training.averaging.binding import sign_binding
-from distributed_training.peers import Census, KnownPeers, targets, validators_of
-from tests.roles import Subnet, key_of, metagraph_of, subnet
-
-
-def census_of(net: Subnet, uid: int = 0, corpus: str | None = None) -> Census:
-    neuron = net.neurons[uid]
-    return Census(
-        uid=uid,
-        run_id=net.spec.run_id,
-        corpus=corpus or net.loader.fingerprint,
-        stake_floor=net.spec.epoch.validator_stake,
-        dendrite=neuron.dendrite,
-        known=neuron.known,
-        telemetry=neuron.telemetry,
-    )
+from distributed_training.peers import KnownPeers, targets, validators_of
+from tests.roles import key_of, metagraph_of, subnet
 
 
 async def test_everybody_but_oneself_is_asked(tmp_path: Path) -> None:
     """Views by uid, with the role that the chain gives them and the samples they told."""
     async with subnet(tmp_path, miners=2, validators=2) as net:
         await net.train(3, 1)
-        views = await census_of(net).ask(net.chain.metagraph, range(4), 5)
+        views = await net.census(0).ask(net.chain.metagraph, range(4), 5)
         assert [(v.uid, v.is_validator, v.samples > 0) for v in views] == [
             (1, True, False),
             (2, False, False),
@@ -38,7 +25,7 @@ async def test_everybody_but_oneself_is_asked(tmp_path: Path) -> None:
 async def test_who_does_not_answer_is_told_once(tmp_path: Path) -> None:
     """And again only after it was seen in between."""
     async with subnet(tmp_path) as net:
-        census, axon = census_of(net), net.neurons[2].axon
+        census, axon = net.census(0), net.neurons[2].axon
         net.wire.remove(axon.hotkey)
         for _ in range(3):
             assert [v.uid for v in await census.ask(net.chain.metagraph, range(3), 5)] == [1]
@@ -56,7 +43,7 @@ async def test_a_peer_id_that_its_hotkey_did_not_sign_for_is_not_known(tmp_path:
         net.neurons[0].known.keep(())
         forged = sign_binding(key_of(1), net.spec.run_id, "peer2", ("/memory",))
         net.neurons[2].node.binding = forged.model_copy(update={"hotkey": key_of(2).ss58_address})
-        views = await census_of(net).ask(net.chain.metagraph, range(3), 5)
+        views = await net.census(0).ask(net.chain.metagraph, range(3), 5)
         assert [v.uid for v in views] == [1]
         assert "peer1" in net.neurons[0].known
         assert "peer2" not in net.neurons[0].known
@@ -65,7 +52,7 @@ async def test_a_peer_id_that_its_hotkey_did_not_sign_for_is_not_known(tmp_path:
 async def test_another_corpus_is_left_out_with_the_reason(tmp_path: Path) -> None:
     """Its gradients would be of other text."""
     async with subnet(tmp_path, miners=1) as net:
-        assert await census_of(net, corpus="c" * 64).ask(net.chain.metagraph, range(2), 5) == ()
+        assert await net.census(0, "c" * 64).ask(net.chain.metagraph, range(2), 5) == ()
         assert "both need the same text" in net.neurons[0].told("Unseen")[0]["reason"]
 
 
@@ -73,7 +60,7 @@ async def test_peers_of_those_who_left_the_subnet_are_forgotten(tmp_path: Path) 
     """A replaced hotkey's streams are served no longer."""
     async with subnet(tmp_path) as net:
         hotkeys = (*net.chain.metagraph.hotkeys[:2], "5Newcomer")
-        await census_of(net).ask(dataclasses.replace(net.chain.metagraph, hotkeys=hotkeys), [1], 5)
+        await net.census(0).ask(dataclasses.replace(net.chain.metagraph, hotkeys=hotkeys), [1], 5)
         assert "peer1" in net.neurons[0].known
         assert "peer2" not in net.neurons[0].known
 
