@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from distributed_training import schedule
@@ -33,7 +33,8 @@ INCOMING = "incoming-"  # prefix of the folders that states are received in
 
 @dataclass(frozen=True, kw_only=True)
 class CatchUpConfig:
-    """`patience` is how long a neuron that is not behind lets the majority differ before it gives its state up.
+    """`patience` is how long a neuron that is not behind lets the majority differ before it gives its state up, and how
+    long one that has just started waits for the validators to say where they stand.
 
     When no source had the right state, all are tried again after `retry_seconds`.
     """
@@ -45,7 +46,10 @@ class CatchUpConfig:
 
 
 class CatchUp:
-    """Compares this neuron with the majority and fetches the right state where they differ."""
+    """Compares this neuron with the majority and fetches the right state where they differ.
+
+    `settled` turns true once this neuron, after its start, has found itself in step.
+    """
 
     def __init__(
         self,
@@ -81,14 +85,24 @@ class CatchUp:
         self._turn = turn
         self._differs: tuple[tuple[int, str], float] | None = None
         self._failed_at: float | None = None
+        self._started = clock.monotonic()
+        self.settled = False
 
-    async def check(self, views: Iterable[View], stakes: Sequence[float]) -> bool:
-        """Catch up if need be; `views` includes this neuron's own. Returns whether this neuron is in step now."""
+    async def check(self, views: Iterable[View], stakes: Sequence[float], validators: int) -> bool:
+        """Catch up if need be. Returns whether this neuron is in step now.
+
+        `views` includes this neuron's own; `validators` is how many of them the chain has.
+        """
         views = tuple(views)
         mine = self._state()
         right = schedule.majority_state(views, stakes)
+        if right is None and not self.settled:
+            right = self._first_agreement(views, stakes, validators)
+            if right is None:
+                return False
         if right is None or right == mine:
             self._differs = None
+            self.settled = True
             return True
         if not self._is_due(right, mine[0]):
             return False
@@ -98,6 +112,19 @@ class CatchUp:
         fetched = await self._fetch(mine, right, [v for v in views if v.state == right and v.uid != self._uid])
         self._failed_at = None if fetched else self._clock.monotonic()
         return fetched
+
+    def _first_agreement(
+        self, views: Sequence[View], stakes: Sequence[float], validators: int
+    ) -> tuple[int, str] | None:
+        """The state to begin with where nobody is settled: that of all validators, or of most after some patience.
+
+        Without any validator it is our own: there is nobody to agree with.
+        """
+        standing = [replace(view, settled=True) for view in views if view.is_validator]
+        agreed = len({view.state for view in standing}) == 1 and len(standing) >= validators
+        if not agreed and validators and self._clock.monotonic() - self._started < self._config.patience:
+            return None
+        return schedule.majority_state(standing, stakes) or self._state()
 
     def _state(self) -> tuple[int, str]:
         work = self._engine.work
@@ -110,7 +137,7 @@ class CatchUp:
             self._differs, self._failed_at = (right, now), None
         if self._failed_at is not None and now - self._failed_at < self._config.retry_seconds:
             return False
-        return right[0] > epoch or now - self._differs[1] >= self._config.patience
+        return right[0] > epoch or not self.settled or now - self._differs[1] >= self._config.patience
 
     async def _fetch(self, mine: tuple[int, str], right: tuple[int, str], holders: list[View]) -> bool:
         """Validators are asked before miners: they have more to lose by being slow."""

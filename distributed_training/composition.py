@@ -166,17 +166,19 @@ async def _build_validator(stack: AsyncExitStack, parts: Parts, config: Validato
     file = MemoryFile(base.settings.general.folder / "validator.json")
     memory = Remembered(file, spec.run_id, telemetry)
     dendrite = await stack.enter_async_context(Dendrite(base.wallet.hotkey, LEADING, clock=clock))
+    auditor = Auditor(spec, base.loader.tokenizer.vocab_size, base.settings.general.device)
     return Validator(
         spec=spec,
         chain=base.chain,
         node=parts.node,
+        engine=training.engine,
         worker=training.worker,
         keeper=training.keeper,
         census=parts.census,
         catch_up=parts.catch_up,
         leader=RoundLeader(spec=spec, node=parts.node, dendrite=dendrite, telemetry=telemetry, clock=clock),
-        desk=_audit_desk(parts),
-        publisher=await _publisher(parts),
+        desk=_audit_desk(parts, auditor),
+        publisher=await _publisher(parts, auditor),
         paymaster=_paymaster(base, memory),
         memory=memory,
         until_epoch=config.until_epoch,
@@ -185,13 +187,13 @@ async def _build_validator(stack: AsyncExitStack, parts: Parts, config: Validato
     )
 
 
-def _audit_desk(parts: Parts) -> AuditDesk:
+def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
     base = parts.base
     return AuditDesk(
         uid=base.uid,
         spec=base.spec,
         loader=base.loader,
-        auditor=Auditor(base.spec, base.loader.tokenizer.vocab_size, base.settings.general.device),
+        auditor=auditor,
         worker=parts.training.worker,
         dendrite=parts.network.dendrite,
         telemetry=base.telemetry,
@@ -199,14 +201,15 @@ def _audit_desk(parts: Parts) -> AuditDesk:
     )
 
 
-async def _publisher(parts: Parts) -> Publisher:
+async def _publisher(parts: Parts, auditor: Auditor) -> Publisher:
     base, training = parts.base, parts.training
     return Publisher(
         uid=base.uid,
         run_id=base.spec.run_id,
-        engine=training.engine,
+        auditor=auditor,
         worker=training.worker,
-        keeper=training.keeper,
+        config=training.engine.architecture,
+        folder=base.settings.general.folder,
         hub=base.hub,
         held_out=await asyncio.to_thread(base.loader.held_out),
         telemetry=base.telemetry,
@@ -269,6 +272,7 @@ async def _open_parts(
         known=network.known,
         binding=network.binding,
         corpus=corpus,
+        settled=lambda: catch_up.settled,
         contributes=role == "miner",
         telemetry=telemetry,
         clock=base.clock,

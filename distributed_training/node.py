@@ -21,6 +21,7 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import RoundFinished, RoundRefused
 from distributed_training.invitation import Reason, refuse, require_group, require_leader
 from distributed_training.model.layout import Vector
+from distributed_training.model.state import State
 from distributed_training.peers import KnownPeers, validators_of
 from distributed_training.protocol import AllReduce, AllReduceResponse, IsAlive, IsAliveResponse, PeerBinding
 from distributed_training.run import RunSpec
@@ -44,11 +45,15 @@ class ChainView(Protocol):
 
 @dataclass(frozen=True)
 class EndedRound:
-    """A round this neuron took part in. `base`: θₑ [P] of an epoch that it ended, for audits; None at a miner."""
+    """A round this neuron took part in. `base`: θₑ [P] of an epoch that it ended, for audits; None at a miner.
+
+    `state` is where this neuron stands after it.
+    """
 
     request: AllReduce
     base: Vector | None
     result: RoundResult
+    state: State
 
     @property
     def epoch(self) -> int:
@@ -80,6 +85,7 @@ class Node:
         known: KnownPeers,
         binding: PeerBinding,
         corpus: str,
+        settled: Callable[[], bool],
         contributes: bool,
         telemetry: Telemetry,
         clock: Clock,
@@ -94,6 +100,7 @@ class Node:
         self._averager = averager
         self._known = known
         self._corpus = corpus
+        self._settled = settled
         self._contributes = contributes
         self._telemetry = telemetry
         self._clock = clock
@@ -121,6 +128,7 @@ class Node:
             state_hash=work.state_hash,
             samples=work.samples,
             corpus=self._corpus,
+            settled=self._settled(),
             peer=self.binding,
             version=__version__,
         )
@@ -135,6 +143,7 @@ class Node:
             state_hash=now.state_hash,
             samples=now.samples,
             peer=now.peer,
+            settled=now.settled,
         )
 
     def require_place(self, metagraph: Metagraph) -> None:
@@ -222,7 +231,7 @@ class Node:
         answer = await self._answer(request, result, samples, seconds)
         self._telemetry.emit(_round_finished(self.uid, request, result, answer))
         if self._on_ended is not None:
-            self._on_ended(EndedRound(request, base, result))
+            self._on_ended(EndedRound(request, base, result, self._engine.state))
         return answer
 
     async def _contribution(self, request: AllReduce) -> Contribution | None:

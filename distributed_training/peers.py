@@ -110,4 +110,5 @@ def _view(uid: int, is_validator: bool, answer: IsAliveResponse) -> View:
         state_hash=answer.state_hash,
         samples=answer.samples,
         peer=answer.peer,
+        settled=answer.settled,
     )

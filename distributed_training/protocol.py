@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from template.transport.synapse import Message, Request, Response
 
+NO_SUCH_EPOCH = "no_such_epoch"  # the word that `Train` is refused with when the records are not kept
 MAX_GROUP = 512
 MAX_RECORDS_PER_PAGE = 256
 MAX_COORDINATES = 1024
@@ -40,12 +41,17 @@ class PeerBinding(Message):
 
 
 class IsAliveResponse(Response):
-    """Where the neuron stands. `corpus` is the fingerprint of its data source; `samples` those of this epoch."""
+    """Where the neuron stands. `corpus` is the fingerprint of its data source; `samples` those of this epoch.
+
+    `settled`: it knows that this is where the others stand. False from its start until it has found out, so that a
+    validator that was away does not pull the others back to where it was when it left.
+    """
 
     epoch: Epoch
     state_hash: Hash
     samples: Samples
     corpus: Hash
+    settled: bool
     peer: PeerBinding
     version: Annotated[str, StringConstraints(max_length=32)]
 

@@ -16,7 +16,10 @@ from distributed_training.run import EpochSpec
 
 @dataclass(frozen=True)
 class View:
-    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron."""
+    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron.
+
+    `settled` is false for one that has just started and does not know yet where the others stand.
+    """
 
     uid: int
     is_validator: bool
@@ -24,6 +27,7 @@ class View:
     state_hash: str
     samples: int
     peer: PeerBinding
+    settled: bool = True
 
     @property
     def state(self) -> tuple[int, str]:
@@ -70,29 +74,37 @@ def group(views: Iterable[View], state: tuple[int, str]) -> tuple[Member, ...]:
 
 
 def admitted(
-    views: Sequence[View], state: tuple[int, str], barred: Collection[str], min_miners: int
+    views: Sequence[View],
+    state: tuple[int, str],
+    excluded: frozenset[str],
+    unpaid: frozenset[str],
+    min_miners: int,
 ) -> tuple[View, ...]:
-    """The views without those whose hotkey is in `barred`.
+    """The views without those who spoiled rounds (`excluded`) and those who failed an audit (`unpaid`), by hotkey.
 
-    All of them, if otherwise fewer than `min_miners` could contribute: the epoch would never end, and with it no
-    exclusion.
+    If otherwise fewer than `min_miners` could contribute, the excluded are let in again, and then all: both punishments
+    last for a number of epochs, and without contributors no epoch would ever end.
     """
-    kept = tuple(view for view in views if view.peer.hotkey not in barred)
-    able = sum(view.state == state and view.samples > 0 for view in kept)
-    return kept if able >= min_miners else tuple(views)
+    for barred in (excluded | unpaid, unpaid):
+        kept = tuple(view for view in views if view.peer.hotkey not in barred)
+        if sum(view.state == state and view.samples > 0 for view in kept) >= min_miners:
+            return kept
+    return tuple(views)
 
 
 def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None.
+    """The (epoch, state hash) that at least half of the settled validators' stake stands at, or None.
 
-    `stakes` by uid."""
+    `stakes` by uid. Two halves are a tie that everybody breaks alike, or nobody would ever leave it: the later epoch,
+    then the larger hash.
+    """
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
-        if view.is_validator:
+        if view.is_validator and view.settled:
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
-    best = max(weight, key=lambda state: weight[state], default=None)
-    return best if best is not None and weight[best] > total / 2 else None
+    best = max(weight, key=lambda state: (weight[state], state), default=None)
+    return best if best is not None and 2 * weight[best] >= total else None
 
 
 @dataclass(frozen=True)

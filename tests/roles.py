@@ -290,6 +290,7 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: 
         known=known,
         binding=sign_binding(key, net.spec.run_id, transport.peer_id, ("/memory",)),
         corpus=net.loader.fingerprint,
+        settled=lambda: True,
         contributes=contributes,
         telemetry=telemetry,
         clock=clock,

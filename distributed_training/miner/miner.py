@@ -12,7 +12,7 @@ from distributed_training.events import Trained
 from distributed_training.keeper import Keeper
 from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
-from distributed_training.protocol import Train, TrainResponse
+from distributed_training.protocol import NO_SUCH_EPOCH, Train, TrainResponse
 from distributed_training.run import RunSpec
 from template.clock import Clock
 from template.errors import Refused, StateError
@@ -69,7 +69,7 @@ class Miner:
         try:
             work = self._engine.work_of(request.epoch)
         except StateError as error:
-            raise Refused(str(error), status=404, reason="no_such_epoch") from error
+            raise Refused(str(error), status=404, reason=NO_SUCH_EPOCH) from error
         records = work.records
         return TrainResponse(
             epoch=request.epoch,
@@ -138,5 +138,5 @@ class Miner:
             validators = validators_of(metagraph, self._spec.epoch.validator_stake)
             views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
             if not self._node.in_round:
-                await self._catch_up.check(views, metagraph.stake)
+                await self._catch_up.check(views, metagraph.stake, len(validators))
             await self._clock.sleep(TICK_SECONDS)

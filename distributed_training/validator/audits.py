@@ -19,7 +19,7 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import Audited, AuditNotPossible, Unseen
 from distributed_training.model.layout import Vector
 from distributed_training.peers import targets, validators_of
-from distributed_training.protocol import MAX_RECORDS_PER_PAGE, Record, Train, TrainResponse
+from distributed_training.protocol import MAX_RECORDS_PER_PAGE, NO_SUCH_EPOCH, Record, Train, TrainResponse
 from distributed_training.run import RunSpec
 from distributed_training.scoring.bandwidth import Measured
 from distributed_training.scoring.combine import Evidence
@@ -91,12 +91,15 @@ class AuditDesk:
         self._telemetry = telemetry
         self._rng = rng
 
-    async def examine(self, metagraph: Metagraph, seen: EpochSeen) -> tuple[Evidence, ...]:
-        """The evidence of one epoch, for a random sample of the miners."""
+    async def examine(self, metagraph: Metagraph, seen: EpochSeen, *, late: bool = False) -> tuple[Evidence, ...]:
+        """The evidence of one epoch, for a random sample of the miners.
+
+        `late`: so long after its end that a miner who kept no records of it is not to blame.
+        """
         miners = targets(metagraph, self.miners(metagraph, seen))
         count = min(len(miners), self._spec.audit.miners_per_epoch)
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
-        reports = await self._reports(sample, seen)
+        reports = await self._reports(sample, seen, late)
         return tuple([await self._examine_miner(target, reports[target.uid], seen) for target in sample])
 
     def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
@@ -106,7 +109,7 @@ class AuditDesk:
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
-    async def _reports(self, sample: list[Target], seen: EpochSeen) -> dict[int, _Report]:
+    async def _reports(self, sample: list[Target], seen: EpochSeen, late: bool) -> dict[int, _Report]:
         """All records of each miner; pages are asked for until the number it stated is reached, or none come."""
         reports = {target.uid: _Report() for target in sample}
         waiting = {target.uid: target for target in sample}
@@ -117,7 +120,7 @@ class AuditDesk:
                 answer, problem = outcome.response, _problem(outcome, seen)
                 if problem is not None:
                     self._telemetry.emit(Unseen(uid=self._uid, miner=uid, synapse="Train", reason=problem))
-                if outcome.reason == NOT_SENT:
+                if outcome.reason == NOT_SENT or (late and outcome.reason == NO_SUCH_EPOCH):
                     reports[uid] = _Report(unobserved=f"the validator could not ask: {problem}")
                 if problem is not None or not isinstance(answer, TrainResponse):
                     del waiting[uid]

@@ -1,4 +1,8 @@
-"""Leading a round: one attempt after another, each without the peers that the attempt before it named or lost."""
+"""Leading a round: one attempt after another, each without the peers that the attempt before it named or lost.
+
+Two groups must never both end an epoch, as when two validators lead at once and each gets some of the miners. So an
+attempt is never repeated with fewer contributors than the quorum of those that the leader began with.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +28,17 @@ ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the upd
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt as the leader counts it, by uid. `survivors` are the members of the next one."""
+    """One attempt as the leader counts it, by uid. `survivors` are the members of the next one.
+
+    `gave_way`: this neuron itself is in another round, or its state has moved on.
+    """
 
     group: tuple[Member, ...]
     answers: Mapping[int, AllReduceResponse]
     confirmed: frozenset[int]
     survivors: tuple[Member, ...]
     completed: bool
+    gave_way: bool = False
 
     @property
     def reports(self) -> leader.Attempt:
@@ -67,6 +75,11 @@ def count(
     return replace(attempt, survivors=leader.surviving_group(reports, trust))
 
 
+def contributors(group: Sequence[Member]) -> int:
+    """How many of the group put something in."""
+    return sum(member.contributes for member in group)
+
+
 class RoundLeader:
     """Starts rounds on behalf of one validator, which takes part in them itself."""
 
@@ -88,12 +101,13 @@ class RoundLeader:
             All attempts, in order. The last one has not completed if everything was tried.
         """
         attempts: list[Attempt] = []
+        needed = self._spec.averaging.quorum * contributors(group)
         for number in range(made, self._spec.epoch.attempts):
-            if not any(member.contributes for member in group):
+            if not contributors(group) or contributors(group) < needed:
                 break
             attempt = await self._attempt(metagraph, self._request(state, group, number), attempts)
             attempts.append(attempt)
-            if attempt.completed:
+            if attempt.completed or attempt.gave_way:
                 break
             group = attempt.survivors
         return attempts
@@ -113,6 +127,7 @@ class RoundLeader:
         else:
             refusals[self._node.uid] = str(own)
         attempt = count(before, group, answers, self._spec.averaging.quorum)
+        attempt = replace(attempt, gave_way=isinstance(own, Refused))
         self._telemetry.emit(
             RoundLed(
                 uid=self._node.uid,

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from distributed_training import schedule
 from distributed_training.catch_up import CatchUp
+from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import AuditNotPossible, Excluded
 from distributed_training.keeper import Keeper
+from distributed_training.model.state import State
 from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
 from distributed_training.run import RunSpec
@@ -23,7 +25,7 @@ from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
-from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.publisher import Publication, Publisher
 from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
@@ -34,6 +36,7 @@ from template.transport.axon import Axon
 TICK_SECONDS = 1.0
 CENSUS_SECONDS = 5.0
 WAITING_AUDITS = 2  # epochs; older ones are dropped when auditing cannot keep up
+ASKED_IN_TIME = 2  # epochs after which a miner may have forgotten its records
 REMEMBERED_ATTEMPTS = 16  # failed ones of the epoch in progress
 
 
@@ -46,6 +49,7 @@ class Validator:
         spec: RunSpec,
         chain: ChainView,
         node: Node,
+        engine: Engine,
         worker: TrainingWorker,
         keeper: Keeper,
         census: Census,
@@ -62,6 +66,7 @@ class Validator:
         self._spec = spec
         self._chain = chain
         self._node = node
+        self._engine = engine
         self._worker = worker
         self._keeper = keeper
         self._census = census
@@ -76,7 +81,7 @@ class Validator:
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
-        self._publications: asyncio.Queue[tuple[int, int, tuple[int, ...]]] = asyncio.Queue()
+        self._ended_with: State | None = None
         self._new_state = asyncio.Event()
         self._live: frozenset[int] = frozenset()
         self._failed_attempts: list[RoundSeen] = []
@@ -94,14 +99,13 @@ class Validator:
         Raises:
             SubnetError: the worker's thread ended, or the hotkey lost its uid.
         """
-        if self._node.status().epoch == 0:
-            await self._publisher.measure()
+        await self._publisher.measure(self._engine.state)
         await together(
             self._worker.watch(),
             self._watch(),
             self._keep_new_states(),
             self._audit(),
-            self._publish(),
+            self._publisher.run(),
             self._paymaster.run(),
         )
 
@@ -111,6 +115,7 @@ class Validator:
             self._note_failed(done)
             return
         assert done.base is not None, "a validator keeps the base of what it audits"
+        self._ended_with = done.state
         self._new_state.set()
         rounds = (*(seen for seen in self._failed_attempts if seen.epoch == done.epoch), self._completed(done))
         self._failed_attempts.clear()
@@ -156,7 +161,8 @@ class Validator:
         self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
-        if not await self._catch_up.check(views, metagraph.stake):
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
+        if not await self._catch_up.check(views, metagraph.stake, len(validators)):
             return
         await self._lead_if_due(metagraph, views)
 
@@ -166,8 +172,9 @@ class Validator:
             self._epoch_block = (state, block)
         if not self._is_our_turn(metagraph, state[0], block):
             return
-        barred = schedule.excluded(self._memory.now.exclusions, state[0])
-        admitted = schedule.admitted(views, state, barred, limits.min_miners)
+        memory = self._memory.now
+        excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
+        admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners)
         if not schedule.ready(admitted, state, block - self._epoch_block[1], limits):
             return
         made = self._attempts_made(state, block // limits.turn_blocks)
@@ -202,14 +209,10 @@ class Validator:
             contributors = [m.uid for m in last.group if m.contributes and m.uid in last.confirmed]
             exclusions = schedule.forgive(exclusions, {metagraph.hotkeys[uid] for uid in contributors})
             samples = sum(last.answers[uid].samples for uid in contributors)
-            self._publications.put_nowait((epoch + 1, samples, tuple(contributors)))
+            if self._ended_with is not None and self._ended_with.epoch == epoch + 1:
+                self._publisher.add(Publication(self._ended_with, samples, tuple(contributors)))
         self._memory.note(exclusions=exclusions)
         await self._memory.change(**without_strangers(self._memory.now, frozenset(metagraph.hotkeys)))
-
-    async def _publish(self) -> None:
-        while True:
-            epoch, samples, contributors = await self._publications.get()
-            await self._publisher.publish(epoch, samples, contributors)
 
     async def _audit(self) -> None:
         while True:
@@ -221,7 +224,8 @@ class Validator:
         if before.epoch is not None and seen.epoch <= before.epoch:
             self._not_audited(seen.epoch, f"epoch {before.epoch} was scored before; what was scored stays scored")
             return
-        evidence = await self._desk.examine(metagraph, seen)
+        late = self._node.status().epoch > seen.epoch + ASKED_IN_TIME
+        evidence = await self._desk.examine(metagraph, seen, late=late)
         miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)

@@ -266,7 +266,7 @@ async def test_paging_is_bounded_whatever_the_miner_says(
         at.net.loader.spec = dataclasses.replace(at.net.loader.spec, pages_per_epoch=700)
         at.tampered[1] = paging(total, page)
         target = at.net.wire.target(1, at.net.neurons[1].axon.hotkey)
-        reports = await at.desk._reports([target], at.seen())
+        reports = await at.desk._reports([target], at.seen(), late=False)
         assert [offset for _, offset in at.asked] == offsets
         assert len(reports[1].records) == reported
 

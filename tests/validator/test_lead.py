@@ -118,8 +118,8 @@ async def test_a_sound_group_completes_at_once(tmp_path: Path) -> None:
 async def test_the_second_attempt_leaves_out_who_did_not_answer(tmp_path: Path) -> None:
     """A miner that is gone costs one attempt; the leader is told why."""
     short = dataclasses.replace(AVERAGING, connect_seconds=0.4)
-    async with subnet(tmp_path, miners=3, averaging=short) as net:
-        for uid in (1, 2, 3):
+    async with subnet(tmp_path, miners=4, averaging=short) as net:
+        for uid in (1, 2, 3, 4):
             await net.train(uid)
         group_before = net.views()
         axon = net.neurons[3].axon
@@ -128,7 +128,7 @@ async def test_the_second_attempt_leaves_out_who_did_not_answer(tmp_path: Path) 
         first, second = await leader_of(net).lead(net.chain.metagraph, state, group(group_before, state))
         net.wire.add(axon)
         assert (first.completed, first.silent, first.named) == (False, {3}, set())
-        assert (second.completed, second.confirmed) == (True, {0, 1, 2})
+        assert (second.completed, second.confirmed) == (True, {0, 1, 2, 4})
         assert "3" in net.neurons[0].told("RoundLed")[0]["refusals"]
 
 
@@ -166,3 +166,27 @@ async def test_nobody_to_lead_is_no_attempt(tmp_path: Path) -> None:
     """A group without contributors has nothing to average."""
     async with subnet(tmp_path) as net:
         assert await lead(net) == []
+
+
+async def test_an_attempt_is_not_repeated_with_less_than_the_quorum(tmp_path: Path) -> None:
+    """The others may be ending the epoch in another leader's round at this moment."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=0.3)
+    async with subnet(tmp_path, miners=2, averaging=short) as net:
+        for uid in (1, 2):
+            await net.train(uid)
+        before, axon = net.views(), net.neurons[2].axon
+        net.wire.remove(axon.hotkey)
+        state = net.neurons[0].state
+        attempts = await leader_of(net).lead(net.chain.metagraph, state, group(before, state))
+        net.wire.add(axon)
+        assert [attempt.completed for attempt in attempts] == [False]
+
+
+async def test_it_gives_way_to_the_round_that_it_is_in(tmp_path: Path) -> None:
+    """One refusal of its own ends its leading: whoever leads the other round goes on."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=0.3)
+    async with subnet(tmp_path, miners=1, averaging=short) as net:
+        await net.train(1)
+        async with net.neurons[0].turn:
+            (attempt,) = await lead(net)
+        assert attempt.gave_way

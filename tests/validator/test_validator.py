@@ -34,10 +34,12 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
     neuron, clock = net.neurons[uid], clock or SystemClock()
     telemetry, spec = neuron.telemetry, net.spec
     hub = MemoryHub(telemetry=telemetry, clock=clock)
+    auditor = Auditor(spec, net.loader.tokenizer.vocab_size)
     validator = Validator(
         spec=spec,
         chain=net.chain,
         node=neuron.node,
+        engine=neuron.engine,
         worker=neuron.worker,
         keeper=neuron.keeper,
         census=net.census(uid),
@@ -47,7 +49,7 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
             uid=uid,
             spec=spec,
             loader=net.loader,
-            auditor=Auditor(spec, net.loader.tokenizer.vocab_size),
+            auditor=auditor,
             worker=neuron.worker,
             dendrite=neuron.dendrite,
             telemetry=telemetry,
@@ -56,9 +58,10 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
         publisher=Publisher(
             uid=uid,
             run_id=spec.run_id,
-            engine=neuron.engine,
+            auditor=auditor,
             worker=neuron.worker,
-            keeper=neuron.keeper,
+            config=neuron.engine.architecture,
+            folder=net.folder,
             hub=hub,
             held_out=net.loader.held_out(),
             telemetry=telemetry,
@@ -172,9 +175,9 @@ class NotFinite(Engine):
 async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named by two, left out of the next attempt, told; and it owes until it delivers again."""
     monkeypatch.setattr("distributed_training.averaging.round._require_fit", lambda *_: None)
-    async with subnet(tmp_path, miners=3, attached=False) as net:
+    async with subnet(tmp_path, miners=4, attached=False) as net:
         validator = await attached(net)
-        for uid in (1, 2, 3):
+        for uid in (1, 2, 3, 4):
             await net.train(uid, 4)
         net.neurons[3].engine.__class__ = NotFinite
         await validator._tick()
