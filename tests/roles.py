@@ -19,6 +19,7 @@ from bittensor.keyfiles import Keypair
 from distributed_training.averaging import memory as streams
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.introduction import Introductions
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader, MicroBatch
@@ -188,6 +189,8 @@ class Subnet:
             run_id=self.spec.run_id,
             corpus=corpus or self.loader.fingerprint,
             stake_floor=self.spec.epoch.validator_stake,
+            binding=neuron.node.binding,
+            transport=neuron.transport,
             dendrite=neuron.dendrite,
             known=neuron.known,
             telemetry=neuron.telemetry,
@@ -280,6 +283,8 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: 
     averager = await stack.enter_async_context(
         Averager(transport, uid=uid, run_id=net.spec.run_id, allow=known.__contains__, telemetry=telemetry)
     )
+    binding = sign_binding(key, net.spec.run_id, transport.peer_id, ("/memory",))
+    await stack.enter_async_context(Introductions(transport, binding))
     node = Node(
         uid=uid,
         spec=net.spec,
@@ -288,7 +293,7 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: 
         worker=worker,
         averager=averager,
         known=known,
-        binding=sign_binding(key, net.spec.run_id, transport.peer_id, ("/memory",)),
+        binding=binding,
         corpus=net.loader.fingerprint,
         settled=lambda: True,
         contributes=contributes,

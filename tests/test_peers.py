@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from distributed_training.averaging.binding import sign_binding
 from distributed_training.peers import KnownPeers, targets, validators_of
 from tests.roles import key_of, metagraph_of, subnet
@@ -47,6 +49,28 @@ async def test_a_peer_id_that_its_hotkey_did_not_sign_for_is_not_known(tmp_path:
         assert [v.uid for v in views] == [1]
         assert "peer1" in net.neurons[0].known
         assert "peer2" not in net.neurons[0].known
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+async def test_naming_another_s_peer_id_keeps_nobody_out(tmp_path: Path, victim: int) -> None:
+    """The peer itself says whose it is: only the impostor is left out, and told, whoever it is that it names."""
+    async with subnet(tmp_path) as net:
+        net.neurons[2].node.binding = sign_binding(key_of(2), net.spec.run_id, f"peer{victim}", ("/elsewhere",))
+        census = net.census(0)
+        for _ in range(2):
+            assert [v.uid for v in await census.ask(net.chain.metagraph, range(3), 5)] == [1]
+        assert [(e["miner"], "several hotkeys" in e["reason"]) for e in net.neurons[0].told("Unseen")] == [(2, True)]
+        net.neurons[2].node.binding = sign_binding(key_of(2), net.spec.run_id, "peer2", ("/memory",))
+        assert [v.uid for v in await census.ask(net.chain.metagraph, range(3), 5)] == [1, 2]
+
+
+async def test_a_disputed_peer_that_nobody_reaches_is_left_out(tmp_path: Path) -> None:
+    """A group could not use it either."""
+    async with subnet(tmp_path, miners=3) as net:
+        net.neurons[3].node.binding = sign_binding(key_of(3), net.spec.run_id, "peer2", ("/elsewhere",))
+        await net.neurons[2].transport.unserve("dt-introduction/1")
+        assert [v.uid for v in await net.census(0).ask(net.chain.metagraph, range(4), 5)] == [1]
+        await net.neurons[2].transport.serve("dt-introduction/1", lambda stream: stream.close())
 
 
 async def test_another_corpus_is_left_out_with_the_reason(tmp_path: Path) -> None:
