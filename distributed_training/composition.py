@@ -20,6 +20,7 @@ from bittensor import Client, Wallet
 
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
@@ -242,6 +243,8 @@ async def _open_parts(
         run_id=spec.run_id,
         corpus=corpus,
         stake_floor=spec.epoch.validator_stake,
+        binding=network.binding,
+        transport=network.peer,
         dendrite=network.dendrite,
         known=network.known,
         telemetry=telemetry,
@@ -362,12 +365,14 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
         Averager(peer, uid=base.uid, run_id=run_id, allow=known.__contains__, telemetry=base.telemetry)
     )
     await stack.enter_async_context(StateServer(peer, run_id=run_id, provider=keeper.offer, allow=known.__contains__))
+    binding = sign_binding(hotkey, run_id, peer.peer_id, peer.addresses)
+    await stack.enter_async_context(Introductions(peer, binding))
     dendrite = await stack.enter_async_context(Dendrite(hotkey, clock=base.clock))
     return Network(
         peer=peer,
         known=known,
         averager=averager,
-        binding=sign_binding(hotkey, run_id, peer.peer_id, peer.addresses),
+        binding=binding,
         dendrite=dendrite,
         axon=Axon(hotkey, run_id, base.chain, settings.axon, base.telemetry, base.clock),
     )

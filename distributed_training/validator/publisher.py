@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from distributed_training.model.state import State
 from template.errors import HubError
 from template.telemetry import Telemetry
 
+RELEASE = "release-"  # prefix of the folders that releases are put together in
 WAITING = 8  # states; older ones are dropped when publishing cannot keep up
 
 
@@ -101,14 +103,16 @@ class Publisher:
             participants=publication.participants,
             held_out_loss=await self.measure(state),
         )
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix="release-") as folder:
-            try:
+        try:
+            for left_behind in self._folder.glob(f"{RELEASE}*"):  # by a process that was killed
+                await asyncio.to_thread(shutil.rmtree, left_behind)
+            with tempfile.TemporaryDirectory(dir=self._folder, prefix=RELEASE) as folder:
                 await asyncio.to_thread(write_state, Path(folder), state, self._config, self._run_id)
                 await self._hub.publish(Path(folder), tag)
-            except (OSError, SafetensorError) as error:
-                self._not_published(state.epoch, f"it cannot be written to {self._folder}: {error}; free some space")
-            except HubError:
-                return  # told by the hub as PublishFailed, with its reason
+        except (OSError, SafetensorError) as error:
+            self._not_published(state.epoch, f"it cannot be written to {self._folder}: {error}; free some space")
+        except HubError:
+            return  # told by the hub as PublishFailed, with its reason
 
     def _loss(self, state: State, batch: MicroBatch, engine: object) -> float:
         return self._auditor.held_out_loss(state.params, [batch])

@@ -170,24 +170,30 @@ class Validator:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch
         if self._epoch_block is None or self._epoch_block[0] != state:
             self._epoch_block = (state, block)
-        validators = validators_of(metagraph, limits.validator_stake)
-        turn = schedule.leader(validators, state[0], block, limits.turn_blocks)
-        over = self._until_epoch is not None and state[0] >= self._until_epoch
-        if turn != self._node.uid or over:
+        if not self._is_our_turn(metagraph, state[0], block):
             return
-        barred = schedule.excluded(self._memory.now.exclusions, state[0]) | self._memory.now.book.unpaid(state[0])
-        candidates = tuple(view for view in views if view.peer.hotkey not in barred)
-        if not schedule.ready(candidates, state, block - self._epoch_block[1], limits):
+        memory = self._memory.now
+        excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
+        admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners)
+        if not schedule.ready(admitted, state, block - self._epoch_block[1], limits):
             return
-        turn_of_ours = (state, block // limits.turn_blocks)
-        if self._led != turn_of_ours:
-            self._led, self._attempts = turn_of_ours, 0
-        attempts = await self._leader.lead(
-            metagraph, state, schedule.group(candidates, state, barred), made=self._attempts
-        )
+        made = self._attempts_made(state, block // limits.turn_blocks)
+        attempts = await self._leader.lead(metagraph, state, schedule.group(admitted, state), made)
         self._attempts += len(attempts)
         if attempts:
             await self._settle(metagraph, state[0], attempts)
+
+    def _is_our_turn(self, metagraph: Metagraph, epoch: int, block: int) -> bool:
+        if self._until_epoch is not None and epoch >= self._until_epoch:
+            return False
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
+        return schedule.leader(validators, epoch, block, self._spec.epoch.turn_blocks) == self._node.uid
+
+    def _attempts_made(self, state: tuple[int, str], turn: int) -> int:
+        """How many attempts this validator made at this state in this turn."""
+        if self._led != (state, turn):
+            self._led, self._attempts = (state, turn), 0
+        return self._attempts
 
     async def _settle(self, metagraph: Metagraph, epoch: int, attempts: Sequence[Attempt]) -> None:
         """Remember who spoiled attempts, forgive who delivered, and have the new state published."""
