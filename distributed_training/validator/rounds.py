@@ -20,15 +20,13 @@ def contributors(request: AllReduce) -> frozenset[int]:
 
 
 def failed_senders(request: AllReduce, outcome: RoundOutcome, exchange_seconds: float) -> frozenset[int]:
-    """Whose part we did not get in a failed attempt, by its own doing, or who did not even come to it.
-
-    `exchange_seconds` is what the run allows.
+    """Whose part we did not get in a failed attempt, by its own doing; `exchange_seconds` is what the run allows.
 
     Nobody's, if the leader gave less time than the run does; if a reducer failed as well, who may have caused it; or
     if we name more than half of the contributors: the fault is then more likely ours.
     """
     asked = contributors(request)
-    named = {f.uid for f in outcome.failures if (f.role, f.state) in (("sender", "EXCHANGE"), ("voter", "CONNECT"))}
+    named = {failure.uid for failure in outcome.failures if failure.role == "sender" and failure.state == "EXCHANGE"}
     doubtful = any(failure.role == "reducer" for failure in outcome.failures)
     hurried = request.deadlines.exchange < exchange_seconds
     if hurried or doubtful or 2 * len(named & asked) > len(asked):
