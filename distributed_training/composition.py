@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from bittensor import Client, Wallet
 
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
@@ -28,16 +33,17 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NeuronStarted
 from distributed_training.hub.build import build_hub
 from distributed_training.hub.hub import Hub
-from distributed_training.hub.secret import Secret as HubSecret
 from distributed_training.keeper import Keeper
 from distributed_training.miner.miner import Miner
-from distributed_training.node import CompletedRound, Node
+from distributed_training.node import Node
 from distributed_training.peers import Census, KnownPeers
+from distributed_training.protocol import MAX_GROUP, PeerBinding
 from distributed_training.run import RunSpec, load_run
 from distributed_training.settings import Settings, ValidatorConfig
 from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
-from distributed_training.validator.memory import MemoryFile
+from distributed_training.validator.memory import MemoryFile, Remembered
+from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publisher
 from distributed_training.validator.validator import Validator
 from template.chain.connect import connect
@@ -46,14 +52,17 @@ from template.chain.neuron_calls import serve_axon
 from template.chain.wallet import open_wallet
 from template.chain.watch import ChainWatch
 from template.clock import Clock, SystemClock
-from template.errors import ConfigurationError, NotRegistered
+from template.errors import ConfigurationError, NotRegistered, StateMismatch
 from template.neuron import Restart, Supervisor
 from template.telemetry import Telemetry
 from template.transport.axon import Axon
-from template.transport.dendrite import Dendrite
+from template.transport.dendrite import Dendrite, DendriteConfig
 
 EngineFactory = Callable[[RunSpec, Loader, int, str], Engine]
+Role = Literal["miner", "validator"]
 RESTART = Restart(times=5)
+# A round's request must reach the whole group at once: whoever is asked later is missed by those asked before.
+LEADING = DendriteConfig(concurrency=MAX_GROUP, max_response_bytes=1024 * 1024)
 
 
 def honest_engine(spec: RunSpec, loader: Loader, uid: int, device: str) -> Engine:
@@ -62,27 +71,53 @@ def honest_engine(spec: RunSpec, loader: Loader, uid: int, device: str) -> Engin
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What both roles are built of."""
+class Base:
+    """What a neuron knows before it opens anything to others."""
 
     uid: int
+    role: Role
     spec: RunSpec
     settings: Settings
     client: Client
     wallet: Wallet
     chain: ChainWatch
     loader: Loader
-    engine: Engine
-    worker: TrainingWorker
-    node: Node
-    axon: Axon
-    dendrite: Dendrite
-    census: Census
-    catch_up: CatchUp
     hub: Hub
-    keeper: Keeper
     telemetry: Telemetry
     clock: Clock
+
+
+@dataclass(frozen=True)
+class Training:
+    """The engine, its thread, and its checkpoint."""
+
+    engine: Engine
+    worker: TrainingWorker
+    keeper: Keeper
+
+
+@dataclass(frozen=True)
+class Network:
+    """How this neuron reaches others and is reached."""
+
+    peer: Peer
+    known: KnownPeers
+    averager: Averager
+    binding: PeerBinding
+    dendrite: Dendrite
+    axon: Axon
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What both roles are built of."""
+
+    base: Base
+    training: Training
+    network: Network
+    node: Node
+    census: Census
+    catch_up: CatchUp
 
 
 @asynccontextmanager
@@ -90,25 +125,23 @@ async def open_miner(
     settings: Settings, telemetry: Telemetry, tasks: Supervisor, make_engine: EngineFactory = honest_engine
 ) -> AsyncIterator[Miner]:
     """A miner that trains and answers."""
-    completed = _Later()
     async with AsyncExitStack() as stack:
-        parts = await _open_parts(stack, settings, telemetry, make_engine, "miner", completed)
+        parts = await _open_parts(stack, settings, telemetry, make_engine, "miner")
         miner = Miner(
-            spec=parts.spec,
-            chain=parts.chain,
+            spec=parts.base.spec,
+            chain=parts.base.chain,
             node=parts.node,
-            engine=parts.engine,
-            worker=parts.worker,
-            keeper=parts.keeper,
+            engine=parts.training.engine,
+            worker=parts.training.worker,
+            keeper=parts.training.keeper,
             census=parts.census,
             catch_up=parts.catch_up,
             telemetry=telemetry,
-            clock=parts.clock,
+            clock=parts.base.clock,
         )
-        completed.call = miner.on_completed
-        miner.attach(parts.axon)
-        await _go_live(stack, parts, "miner")
-        tasks.start("chain", parts.chain.run, RESTART)
+        miner.attach(parts.network.axon)
+        await _go_live(stack, parts)
+        tasks.start("chain", parts.base.chain.run, RESTART)
         tasks.start("miner", miner.run)
         yield miner
 
@@ -118,85 +151,146 @@ async def open_validator(
     settings: Settings, config: ValidatorConfig, telemetry: Telemetry, tasks: Supervisor
 ) -> AsyncIterator[Validator]:
     """A validator that audits, leads and pays."""
-    completed = _Later()
     async with AsyncExitStack() as stack:
-        parts = await _open_parts(stack, settings, telemetry, honest_engine, "validator", completed)
-        validator = _build_validator(parts, config)
-        completed.call = validator.on_completed
-        parts.node.attach(parts.axon)
-        await _go_live(stack, parts, "validator")
-        tasks.start("chain", parts.chain.run, RESTART)
+        parts = await _open_parts(stack, settings, telemetry, honest_engine, "validator")
+        validator = await _build_validator(stack, parts, config)
+        validator.attach(parts.network.axon)
+        await _go_live(stack, parts)
+        tasks.start("chain", parts.base.chain.run, RESTART)
         tasks.start("validator", validator.run)
         yield validator
 
 
-def _build_validator(parts: Parts, config: ValidatorConfig) -> Validator:
-    spec, telemetry, clock = parts.spec, parts.telemetry, parts.clock
-    auditor = Auditor(spec, parts.loader.tokenizer.vocab_size, parts.settings.general.device)
-    leader = RoundLeader(spec=spec, node=parts.node, dendrite=parts.dendrite, telemetry=telemetry, clock=clock)
-    desk = AuditDesk(
-        uid=parts.uid,
-        spec=spec,
-        loader=parts.loader,
-        auditor=auditor,
-        worker=parts.worker,
-        dendrite=parts.dendrite,
-        telemetry=telemetry,
-        rng=random.SystemRandom(),
-    )
-    publisher = Publisher(
-        uid=parts.uid,
-        run_id=spec.run_id,
-        engine=parts.engine,
-        worker=parts.worker,
-        keeper=parts.keeper,
-        hub=parts.hub,
-        held_out=parts.loader.held_out(),
-        telemetry=telemetry,
-    )
+async def _build_validator(stack: AsyncExitStack, parts: Parts, config: ValidatorConfig) -> Validator:
+    base, training = parts.base, parts.training
+    spec, telemetry, clock = base.spec, base.telemetry, base.clock
+    file = MemoryFile(base.settings.general.folder / "validator.json")
+    memory = Remembered(file, spec.run_id, telemetry)
+    dendrite = await stack.enter_async_context(Dendrite(base.wallet.hotkey, LEADING, clock=clock))
+    auditor = Auditor(spec, base.loader.tokenizer.vocab_size, base.settings.general.device)
     return Validator(
         spec=spec,
-        chain=parts.chain,
-        client=parts.client,
-        wallet=parts.wallet,
-        netuid=parts.settings.general.netuid,
+        chain=base.chain,
         node=parts.node,
-        worker=parts.worker,
-        keeper=parts.keeper,
+        engine=training.engine,
+        worker=training.worker,
+        keeper=training.keeper,
         census=parts.census,
         catch_up=parts.catch_up,
-        leader=leader,
-        desk=desk,
-        publisher=publisher,
-        memory=MemoryFile(parts.settings.general.folder / "validator.json"),
+        leader=RoundLeader(spec=spec, node=parts.node, dendrite=dendrite, telemetry=telemetry, clock=clock),
+        desk=_audit_desk(parts, auditor),
+        publisher=await _publisher(parts, auditor),
+        paymaster=_paymaster(base, memory),
+        memory=memory,
         until_epoch=config.until_epoch,
         telemetry=telemetry,
         clock=clock,
     )
 
 
-class _Later:
-    """The callback of a part that is built after the one that calls it."""
+def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
+    base = parts.base
+    return AuditDesk(
+        uid=base.uid,
+        spec=base.spec,
+        loader=base.loader,
+        auditor=auditor,
+        worker=parts.training.worker,
+        dendrite=parts.network.dendrite,
+        telemetry=base.telemetry,
+        rng=random.SystemRandom(),
+    )
 
-    call: Callable[[CompletedRound], Awaitable[None]]
 
-    async def __call__(self, done: CompletedRound) -> None:
-        await self.call(done)
+async def _publisher(parts: Parts, auditor: Auditor) -> Publisher:
+    base, training = parts.base, parts.training
+    return Publisher(
+        uid=base.uid,
+        run_id=base.spec.run_id,
+        auditor=auditor,
+        worker=training.worker,
+        config=training.engine.architecture,
+        folder=base.settings.general.folder,
+        hub=base.hub,
+        held_out=await asyncio.to_thread(base.loader.held_out),
+        telemetry=base.telemetry,
+    )
+
+
+def _paymaster(base: Base, memory: Remembered) -> Paymaster:
+    return Paymaster(
+        uid=base.uid,
+        spec=base.spec.scoring,
+        netuid=base.settings.general.netuid,
+        chain=base.chain,
+        client=base.client,
+        wallet=base.wallet,
+        memory=memory,
+        telemetry=base.telemetry,
+        clock=base.clock,
+    )
 
 
 async def _open_parts(
-    stack: AsyncExitStack,
-    settings: Settings,
-    telemetry: Telemetry,
-    make_engine: EngineFactory,
-    role: str,
-    on_completed: Callable[[CompletedRound], Awaitable[None]],
+    stack: AsyncExitStack, settings: Settings, telemetry: Telemetry, make_engine: EngineFactory, role: Role
 ) -> Parts:
+    base = await _open_base(stack, settings, telemetry, role)
+    training = await _open_training(stack, base, make_engine)
+    network = await _open_network(stack, base, training.keeper)
+    spec, corpus, turn = base.spec, base.loader.fingerprint, asyncio.Lock()
+    census = Census(
+        uid=base.uid,
+        run_id=spec.run_id,
+        corpus=corpus,
+        stake_floor=spec.epoch.validator_stake,
+        binding=network.binding,
+        transport=network.peer,
+        dendrite=network.dendrite,
+        known=network.known,
+        telemetry=telemetry,
+    )
+    catch_up = CatchUp(
+        uid=base.uid,
+        config=CatchUpConfig(),
+        run_id=spec.run_id,
+        engine=training.engine,
+        worker=training.worker,
+        transport=network.peer,
+        known=network.known,
+        keeper=training.keeper,
+        hub=base.hub,
+        folder=settings.general.folder,
+        telemetry=telemetry,
+        clock=base.clock,
+        seed=secrets.randbits(64),
+        turn=turn,
+    )
+    node = Node(
+        uid=base.uid,
+        spec=spec,
+        chain=base.chain,
+        engine=training.engine,
+        worker=training.worker,
+        averager=network.averager,
+        known=network.known,
+        binding=network.binding,
+        corpus=corpus,
+        settled=lambda: catch_up.settled,
+        contributes=role == "miner",
+        telemetry=telemetry,
+        clock=base.clock,
+        turn=turn,
+    )
+    return Parts(base, training, network, node, census, catch_up)
+
+
+async def _open_base(stack: AsyncExitStack, settings: Settings, telemetry: Telemetry, role: Role) -> Base:
+    """Everything that can be found wrong before anything is opened to others, what is quick to find first."""
     general, clock = settings.general, SystemClock()
     spec = load_run(general.run)
-    if general.threads is not None:
-        torch.set_num_threads(general.threads)
-    general.folder.mkdir(parents=True, exist_ok=True)
+    _require_reachable(settings)
+    _set_up_torch(general.device, general.threads)
+    _make_folder(general.folder)
     wallet = open_wallet(settings.wallet.name, settings.wallet.hotkey, settings.wallet.path)
     client = await stack.enter_async_context(connect(settings.subtensor.network))
     metagraph = await read_metagraph(client, general.netuid)
@@ -206,99 +300,102 @@ async def _open_parts(
             f"hotkey {settings.wallet.hotkey} of wallet {settings.wallet.name} has no uid on subnet {general.netuid} "
             f"of {settings.subtensor.network}: register it first (see README, 'On a real chain')"
         )
-    chain = ChainWatch(
-        client,
-        metagraph,
-        stake_floor=spec.epoch.validator_stake,
-        config=settings.chain,
-        telemetry=telemetry,
-        clock=clock,
-    )
-    loader = build_loader(spec, cache=general.folder / "corpus", telemetry=telemetry)
     if role == "miner" and uid >= spec.data.max_uids:
         raise ConfigurationError(f"uid {uid} gets no data: the run's data.max_uids is {spec.data.max_uids}")
-    engine = make_engine(spec, loader, uid, general.device)
-    checkpoint = general.folder / "checkpoint"
-    engine.load(checkpoint)
-    token = settings.secret.token
-    hub = build_hub(
-        settings.hub, token=None if token is None else HubSecret(token.reveal()), telemetry=telemetry, clock=clock
+    stake_floor = spec.epoch.validator_stake
+    chain = ChainWatch(
+        client, metagraph, stake_floor=stake_floor, config=settings.chain, telemetry=telemetry, clock=clock
     )
-    worker = await stack.enter_async_context(TrainingWorker(engine, _batches(loader, uid), telemetry=telemetry))
-    keeper = Keeper(checkpoint, worker)
+    cache = general.folder / "corpus"
+    loader = await asyncio.to_thread(build_loader, spec, cache=cache, telemetry=telemetry)
+    hub = build_hub(settings.hub, token=settings.secret.token, telemetry=telemetry, clock=clock)
+    return Base(uid, role, spec, settings, client, wallet, chain, loader, hub, telemetry, clock)
+
+
+def _require_reachable(settings: Settings) -> None:
+    """Refuse to start where nobody could reach us: the chain takes no address that means 'all of this machine'."""
+    config = settings.axon
+    try:
+        anywhere = ipaddress.ip_address(config.ip).is_unspecified
+    except ValueError:
+        raise ConfigurationError(f"--axon.ip {config.ip!r} is not an IP address; 0.0.0.0 listens on all") from None
+    if config.external_ip is None and anywhere:
+        raise ConfigurationError(
+            f"others cannot reach {config.ip}: give --axon.external_ip the address that they can reach this machine at"
+        )
+
+
+def _set_up_torch(device: str, threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        why = str(error).partition("\n")[0]
+        raise ConfigurationError(f"--device {device} cannot be used: {why}; use cpu, cuda or cuda:N") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"--folder {folder} cannot be made: {error.strerror}; choose another one") from error
+
+
+async def _open_training(stack: AsyncExitStack, base: Base, make_engine: EngineFactory) -> Training:
+    folder = base.settings.general.folder / "checkpoint"
+    engine = await asyncio.to_thread(make_engine, base.spec, base.loader, base.uid, base.settings.general.device)
+    try:
+        await asyncio.to_thread(engine.load, folder)
+    except StateMismatch as error:
+        raise ConfigurationError(f"{error}: give each run a --folder of its own, or move {folder} away") from error
+    worker = await stack.enter_async_context(
+        TrainingWorker(engine, _batches(base.loader, base.uid), telemetry=base.telemetry)
+    )
+    keeper = Keeper(folder, worker, base.telemetry)
     await keeper.save()
-    peer = await stack.enter_async_context(Peer(settings.dht.peer(general.folder / "peer.key")))
+    return Training(engine, worker, keeper)
+
+
+async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Network:
+    settings, run_id, hotkey = base.settings, base.spec.run_id, base.wallet.hotkey
     known = KnownPeers()
+    peer = await stack.enter_async_context(Peer(settings.dht.peer(settings.general.folder / "peer.key")))
     averager = await stack.enter_async_context(
-        Averager(peer, uid=uid, run_id=spec.run_id, allow=known.__contains__, telemetry=telemetry)
+        Averager(peer, uid=base.uid, run_id=run_id, allow=known.__contains__, telemetry=base.telemetry)
     )
-    binding = sign_binding(wallet.hotkey, spec.run_id, peer.peer_id, peer.addresses)
-    dendrite = await stack.enter_async_context(Dendrite(wallet.hotkey, clock=clock))
-    axon = Axon(wallet.hotkey, spec.run_id, chain, settings.axon, telemetry, clock)
-    await stack.enter_async_context(
-        StateServer(peer, run_id=spec.run_id, provider=keeper.offer, allow=known.__contains__)
-    )
-    corpus = loader.fingerprint
-    census = Census(
-        uid=uid,
-        run_id=spec.run_id,
-        corpus=corpus,
-        stake_floor=spec.epoch.validator_stake,
-        dendrite=dendrite,
+    await stack.enter_async_context(StateServer(peer, run_id=run_id, provider=keeper.offer, allow=known.__contains__))
+    binding = sign_binding(hotkey, run_id, peer.peer_id, peer.addresses)
+    await stack.enter_async_context(Introductions(peer, binding))
+    dendrite = await stack.enter_async_context(Dendrite(hotkey, clock=base.clock))
+    return Network(
+        peer=peer,
         known=known,
-        telemetry=telemetry,
-    )
-    catch_up = CatchUp(
-        uid=uid,
-        config=CatchUpConfig(),
-        run_id=spec.run_id,
-        engine=engine,
-        worker=worker,
-        transport=peer,
-        known=known,
-        keeper=keeper,
-        hub=hub,
-        folder=general.folder,
-        telemetry=telemetry,
-        clock=clock,
-        seed=secrets.randbits(64),
-    )
-    node = Node(
-        uid=uid,
-        spec=spec,
-        chain=chain,
-        engine=engine,
-        worker=worker,
         averager=averager,
-        known=known,
         binding=binding,
-        corpus=corpus,
-        contributes=role == "miner",
-        telemetry=telemetry,
-        clock=clock,
-        on_completed=on_completed,
+        dendrite=dendrite,
+        axon=Axon(hotkey, run_id, base.chain, settings.axon, base.telemetry, base.clock),
     )
-    return Parts(
-        uid, spec, settings, client, wallet, chain, loader, engine, worker, node, axon, dendrite, census, catch_up,
-        hub, keeper, telemetry, clock,
-    )  # fmt: skip
 
 
-async def _go_live(stack: AsyncExitStack, parts: Parts, role: str) -> None:
+async def _go_live(stack: AsyncExitStack, parts: Parts) -> None:
     """Listen, and tell the chain and the log where."""
-    await stack.enter_async_context(parts.axon)
-    ip, port = parts.axon.published
-    await serve_axon(parts.client, parts.wallet, parts.settings.general.netuid, ip or parts.settings.axon.ip, port)
-    parts.telemetry.emit(
+    base, axon = parts.base, parts.network.axon
+    await stack.enter_async_context(axon)
+    external, port = axon.published
+    ip = external or base.settings.axon.ip
+    await serve_axon(base.client, base.wallet, base.settings.general.netuid, ip, port)
+    now = parts.node.status()
+    base.telemetry.emit(
         NeuronStarted(
-            uid=parts.uid,
-            role=role,
-            run_id=parts.spec.run_id,
-            epoch=parts.engine.epoch,
-            state_hash=parts.engine.state_hash,
-            corpus=parts.loader.fingerprint,
-            axon=f"{ip or parts.settings.axon.ip}:{port}",
-            peer_id=parts.node.binding.peer_id,
+            uid=base.uid,
+            role=base.role,
+            run_id=base.spec.run_id,
+            epoch=now.epoch,
+            state_hash=now.state_hash,
+            corpus=now.corpus,
+            axon=f"{ip}:{port}",
+            peer_id=now.peer.peer_id,
         )
     )
 

@@ -35,7 +35,10 @@ class Trained(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFinished(Event):
-    """One attempt at an all-reduce, as this neuron saw it; `state_hash` is the state after it."""
+    """One attempt at an all-reduce, as this neuron saw it.
+
+    `state_hash` is the state after it, `phases` the seconds in each state of the round.
+    """
 
     uid: int
     epoch: int
@@ -49,11 +52,12 @@ class RoundFinished(Event):
     seconds: float
     bytes_sent: int
     bytes_received: int
+    phases: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundLed(Event):
-    """One attempt as its leader counts it: who was in the group, who completed, who was named by the majority."""
+    """One attempt as its leader counts it: who was in the group, who completed, by whom it failed."""
 
     uid: int
     epoch: int
@@ -117,6 +121,23 @@ class CatchUpFailed(Event):
     uid: int
     epoch: int
     source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotSaved(Event):
+    """`what` (checkpoint, memory) could not be written to disk; a restart would go back to what was saved before."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotPublished(Event):
+    """A state that this validator led to was not offered to the hub, and why."""
+
+    uid: int
+    epoch: int
     reason: str
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from distributed_training.averaging.state_transfer import StateFile, StateOffer, describe
 from distributed_training.engine.checkpoint import state_folder
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
+from distributed_training.events import NotSaved
+from template.errors import StateError
+from template.telemetry import Telemetry
 
 KEPT_OFFERS = 2
 
@@ -15,16 +20,32 @@ KEPT_OFFERS = 2
 class Keeper:
     """Saves in the worker's thread; digests of a state are computed once, when it is first saved."""
 
-    def __init__(self, folder: Path, worker: TrainingWorker) -> None:
+    def __init__(self, folder: Path, worker: TrainingWorker, telemetry: Telemetry) -> None:
         self._folder = folder
         self._worker = worker
+        self._telemetry = telemetry
         self._offers: dict[int, StateOffer] = {}
 
+    async def keep(self) -> None:
+        """Save; a disk that does not take it is told, and training goes on with the checkpoint before."""
+        try:
+            await self.save()
+        except StateError as error:
+            self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
+
     async def save(self) -> None:
-        """Write state and progress as they are at the next micro-batch boundary."""
-        epoch, offer = await self._worker.run(self._save)
+        """Write state and progress as they are at the next micro-batch boundary.
+
+        Raises:
+            StateError: the disk does not take it; what was saved before is still there.
+        """
+        try:
+            epoch, offer = await self._worker.run(self._save)
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"the checkpoint cannot be written to {self._folder}: {error}; free some space") from error
+        self._offers.pop(epoch, None)
         self._offers[epoch] = offer
-        for old in sorted(self._offers)[:-KEPT_OFFERS]:
+        for old in list(self._offers)[:-KEPT_OFFERS]:  # in order of saving: a run may go back to an earlier epoch
             del self._offers[old]
 
     def folder(self, epoch: int) -> Path | None:

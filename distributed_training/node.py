@@ -7,13 +7,12 @@ nothing has changed: neither the state nor the work that was accumulated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from distributed_training import __version__, schedule
 from distributed_training.averaging.averager import Averager
-from distributed_training.averaging.binding import binding_is_valid
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import plan_from
@@ -21,13 +20,15 @@ from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import RoundFinished, RoundRefused
+from distributed_training.invitation import Reason, refuse, require_group, require_leader
 from distributed_training.model.layout import Vector
+from distributed_training.model.state import State
 from distributed_training.peers import KnownPeers, validators_of
-from distributed_training.protocol import AllReduce, AllReduceResponse, IsAlive, IsAliveResponse, Member, PeerBinding
+from distributed_training.protocol import AllReduce, AllReduceResponse, IsAlive, IsAliveResponse, PeerBinding
 from distributed_training.run import RunSpec
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
-from template.errors import AveragingError, Refused, StateError
+from template.errors import AveragingError, CorruptState, NotRegistered, Refused, StateError
 from template.telemetry import Telemetry
 from template.transport.axon import Axon
 from template.transport.policy import Caller
@@ -44,20 +45,34 @@ class ChainView(Protocol):
 
 
 @dataclass(frozen=True)
-class CompletedRound:
-    """A round that this neuron committed: the epoch that ended, and the parameters [P] it was trained at."""
+class EndedRound:
+    """A round this neuron took part in. `base`: θₑ [P] of an epoch that it ended, for audits; None at a miner.
+
+    `state` is where this neuron stands after it.
+    """
 
     request: AllReduce
     base: Vector | None
     result: RoundResult
+    state: State
 
     @property
     def epoch(self) -> int:
         return self.request.epoch
 
+    @property
+    def completed(self) -> bool:
+        return self.result.average is not None
+
+
+OnEnded = Callable[[EndedRound], None]  # must return at once: the leader waits for our answer
+
 
 class Node:
-    """Answers `IsAlive` and `AllReduce` for one neuron. `keep_base` keeps θₑ of a completed round for audits."""
+    """Answers `IsAlive` and `AllReduce` for one neuron.
+
+    `turn` is held for as long as the state must be nobody else's to change: in a round, and while a state is adopted.
+    """
 
     def __init__(
         self,
@@ -71,10 +86,11 @@ class Node:
         known: KnownPeers,
         binding: PeerBinding,
         corpus: str,
+        settled: Callable[[], bool],
         contributes: bool,
         telemetry: Telemetry,
         clock: Clock,
-        on_completed: Callable[[CompletedRound], Awaitable[None]],
+        turn: asyncio.Lock,
     ) -> None:
         self.uid = uid
         self.binding = binding
@@ -85,29 +101,35 @@ class Node:
         self._averager = averager
         self._known = known
         self._corpus = corpus
+        self._settled = settled
         self._contributes = contributes
         self._telemetry = telemetry
         self._clock = clock
-        self._on_completed = on_completed
-        self._round = asyncio.Lock()
+        self._turn = turn
+        self._on_ended: OnEnded | None = None
 
     @property
     def in_round(self) -> bool:
-        return self._round.locked()
+        return self._turn.locked()
 
-    def attach(self, axon: Axon) -> None:
-        """Serve both synapses. Anybody registered may ask where we stand; only a validator may start a round."""
+    def attach(self, axon: Axon, on_ended: OnEnded) -> None:
+        """Serve both synapses. Anybody registered may ask where we stand; only a validator may start a round.
+
+        `on_ended` is called after each round, completed or not.
+        """
+        self._on_ended = on_ended
         axon.attach(IsAlive, self._is_alive, validators_only=False)
         axon.attach(AllReduce, self._all_reduce, validators_only=True)
 
     def status(self) -> IsAliveResponse:
         """Where this neuron stands."""
-        engine = self._engine
+        work = self._engine.work  # read once: the training thread may end the epoch between two reads
         return IsAliveResponse(
-            epoch=engine.epoch,
-            state_hash=engine.state_hash,
-            samples=engine.samples,
+            epoch=work.epoch,
+            state_hash=work.state_hash,
+            samples=work.samples,
             corpus=self._corpus,
+            settled=self._settled(),
             peer=self.binding,
             version=__version__,
         )
@@ -122,14 +144,24 @@ class Node:
             state_hash=now.state_hash,
             samples=now.samples,
             peer=now.peer,
+            settled=now.settled,
         )
+
+    def require_place(self, metagraph: Metagraph) -> None:
+        """Raises NotRegistered if this neuron's hotkey does not hold its uid any more: it works for nobody then."""
+        if metagraph.uid_of(self.binding.hotkey) != self.uid:
+            raise NotRegistered(
+                f"hotkey {self.binding.hotkey} lost uid {self.uid} of subnet {metagraph.netuid} before block "
+                f"{metagraph.block}: register it again, then start this neuron again"
+            )
 
     async def _is_alive(self, request: IsAlive, caller: Caller) -> IsAliveResponse:
         return self.status()
 
     async def _all_reduce(self, request: AllReduce, caller: Caller) -> AllReduceResponse:
+        validators, turn = self._validators(), self._spec.epoch.turn_blocks
         try:
-            self._check_leader(request, caller.uid)
+            require_leader(request, caller.uid, validators, self._chain.block, turn)
             return await self.take_part(request)
         except Refused as refusal:
             self._telemetry.emit(
@@ -143,129 +175,104 @@ class Node:
             )
             raise
 
-    def _check_leader(self, request: AllReduce, caller: int) -> None:
-        validators = validators_of(self._chain.metagraph, self._spec.epoch.validator_stake)
-        turn = self._spec.epoch.turn_blocks
-        if not schedule.may_lead(caller, validators, request.epoch, self._chain.block, turn):
-            raise Refused(
-                f"uid {caller} does not lead epoch {request.epoch} at block {self._chain.block}",
-                status=403,
-                reason="not-the-leader",
-            )
-
-    def check_group(self, request: AllReduce) -> None:
-        """Refuse a group that is not what the run spec and the chain say it must be.
-
-        Raises:
-            Refused: with the reason in one word.
-        """
-        metagraph = self._chain.metagraph
-        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
-        uids = [member.uid for member in request.group]
-        mine = [member for member in request.group if member.uid == self.uid]
-        if len(set(uids)) != len(uids) or uids != sorted(uids):
-            raise Refused("the group must list each uid once, ascending", status=400, reason="bad-group")
-        if not mine or mine[0].peer != self.binding:
-            raise Refused(
-                "this neuron, as it last described itself, is not in the group", status=400, reason="bad-group"
-            )
-        if abs(sum(member.share for member in request.group) - 1) > 1e-6:
-            raise Refused("the shares must sum to 1", status=400, reason="bad-group")
-        limits, asked = self._spec.averaging, request.deadlines
-        longest = (limits.connect_seconds, limits.exchange_seconds, limits.commit_seconds)
-        if any(s > most for s, most in zip((asked.connect, asked.exchange, asked.commit), longest, strict=True)):
-            raise Refused("the deadlines are longer than the run's", status=400, reason="bad-deadlines")
-        if request.codec != self._spec.averaging.codec:
-            raise Refused(f"the run's codec is {self._spec.averaging.codec}", status=409, reason="other-codec")
-        for member in request.group:
-            _check_member(member, metagraph, request.run_id, validators)
-            self._known.add(member.uid, member.peer.peer_id)
+    def _validators(self) -> frozenset[int]:
+        return validators_of(self._chain.metagraph, self._spec.epoch.validator_stake)
 
     async def take_part(self, request: AllReduce) -> AllReduceResponse:
         """One attempt at a round, from the check of the group to the answer.
 
         Raises:
-            Refused: busy with another round, at another state, a wrong group, or nothing to contribute.
+            Refused: with an `invitation.Reason`; nothing has changed then.
         """
-        if self._round.locked():
-            raise Refused("a round is in progress", status=409, reason="busy")
-        async with self._round:
-            engine = self._engine
-            if (request.epoch, request.state_hash) != (engine.epoch, engine.state_hash):
-                raise Refused(
-                    f"this neuron is at epoch {engine.epoch}, state {engine.state_hash[:12]}",
-                    status=409,
-                    reason="other-state",
-                )
-            self.check_group(request)
-            await self._worker.pause()
+        if self._turn.locked():
+            raise refuse(Reason.BUSY, "a round is in progress, or this neuron is catching up")
+        async with self._turn:
+            self._require_state(request)
+            await self._require_group(request)
             try:
+                await self._worker.pause()
                 return await self._run_round(request)
             finally:
                 if self._contributes:
                     await self._worker.resume()
 
+    def _require_state(self, request: AllReduce) -> None:
+        work = self._engine.work
+        if (request.epoch, request.state_hash) != (work.epoch, work.state_hash):
+            raise refuse(Reason.OTHER_STATE, f"this neuron is at epoch {work.epoch}, state {work.state_hash[:12]}")
+
+    async def _require_group(self, request: AllReduce) -> None:
+        """In a thread: a large group has hundreds of signatures."""
+        await asyncio.to_thread(
+            require_group,
+            request,
+            uid=self.uid,
+            binding=self.binding,
+            metagraph=self._chain.metagraph,
+            validators=self._validators(),
+            spec=self._spec,
+        )
+        for member in request.group:
+            self._known.add(member.peer.hotkey, member.peer.peer_id)
+
     async def _run_round(self, request: AllReduce) -> AllReduceResponse:
         started = self._clock.monotonic()
-        contribution = await self._contribution()
+        contribution = await self._contribution(request)
         samples = contribution.samples if contribution is not None else 0
         vector = contribution.vector if contribution is not None else None
+        limits, size = self._spec.averaging, self._engine.layout.size
         try:
-            limits = self._spec.averaging
-            size = self._engine.layout.size
             plan = plan_from(request, size=size, quorum=limits.quorum, max_weight=limits.max_weight)
-            attempt = self._engine.attempt() if self._contributes else None
-            result = await self._averager.run(plan, vector, float(samples), attempt)
+            # who trained more than one may weigh is no liar: it weighs what it may
+            attempt = None if vector is None else self._engine.attempt()
+            result = await self._averager.run(plan, vector, min(float(samples), limits.max_weight), attempt)
         except AveragingError as error:
-            raise Refused(str(error), status=400, reason="impossible-round") from error
-        if result.average is not None:
-            await self._commit(request, result, attempt)
-        answer = self._answer(request, result, samples, self._clock.monotonic() - started)
-        self._telemetry.emit(_round_ended(self.uid, request, result, answer))
+            raise refuse(Reason.IMPOSSIBLE_ROUND, str(error)) from error
+        base = await self._commit(result, attempt)
+        seconds = self._clock.monotonic() - started
+        answer = await self._answer(request, result, samples, seconds)
+        self._telemetry.emit(_round_finished(self.uid, request, result, answer))
+        if self._on_ended is not None:
+            self._on_ended(EndedRound(request, base, result, self._engine.state))
         return answer
 
-    async def _contribution(self) -> Contribution | None:
-        if not self._contributes:
+    async def _contribution(self, request: AllReduce) -> Contribution | None:
+        """What we put in; nothing as a validator, or if the leader saw nothing of ours yet and has us only reduce."""
+        asked = any(member.uid == self.uid and member.contributes for member in request.group)
+        if not (self._contributes and asked):
             return None
         try:
             return await self._worker.contribution()
         except StateError as error:
-            raise Refused(str(error), status=409, reason="nothing-to-give") from error
+            raise refuse(Reason.NOTHING_TO_GIVE, str(error)) from error
 
-    async def _commit(self, request: AllReduce, result: RoundResult, attempt: Attempt | None) -> None:
-        assert result.average is not None
-        base = None if self._contributes else self._engine.state.params
-        took_part = self.uid in result.outcome.participants
-        await self._worker.apply(result.average, attempt if took_part else None)
-        await self._on_completed(CompletedRound(request, base, result))
+    async def _commit(self, result: RoundResult, attempt: Attempt | None) -> Vector | None:
+        """Apply the average if there is one; θₑ as it was before."""
+        base = self._engine.state.params if not self._contributes else None
+        if result.average is None:
+            return None
+        try:
+            took_part = self.uid in result.outcome.participants  # else what we sent is in no average
+            await self._worker.apply(result.average, attempt if took_part else None)
+        except CorruptState as error:
+            raise refuse(Reason.UNUSABLE_AVERAGE, str(error)) from error
+        return base
 
-    def _answer(self, request: AllReduce, result: RoundResult, samples: int, seconds: float) -> AllReduceResponse:
-        engine = self._engine
+    async def _answer(self, request: AllReduce, result: RoundResult, samples: int, seconds: float) -> AllReduceResponse:
+        work = self._engine.work
         return AllReduceResponse(
             completed=result.average is not None,
-            epoch=engine.epoch,
-            state_hash=engine.state_hash,
+            epoch=work.epoch,
+            state_hash=work.state_hash,
             samples=samples,
-            records_hash=records_hash(engine.records_of(request.epoch)),
+            records_hash=await asyncio.to_thread(records_hash, self._engine.records_of(request.epoch)),
             seconds=seconds,
             failures=result.outcome.failures,
             transfers=result.outcome.transfers,
         )
 
 
-def _check_member(member: Member, metagraph: Metagraph, run_id: str, validators: Collection[int]) -> None:
-    known = member.uid < len(metagraph.hotkeys)
-    if not known or not binding_is_valid(member.peer, run_id, metagraph.hotkeys[member.uid]):
-        raise Refused(
-            f"the peer id of uid {member.uid} is not bound by its hotkey's signature",
-            status=400,
-            reason="unbound-peer",
-        )
-    if not member.contributes and member.uid not in validators:
-        raise Refused(f"uid {member.uid} reduces without a permit", status=400, reason="bad-group")
-
-
-def _round_ended(uid: int, request: AllReduce, result: RoundResult, answer: AllReduceResponse) -> RoundFinished:
+def _round_finished(uid: int, request: AllReduce, result: RoundResult, answer: AllReduceResponse) -> RoundFinished:
     return RoundFinished(
         uid=uid,
         epoch=request.epoch,
@@ -279,4 +286,5 @@ def _round_ended(uid: int, request: AllReduce, result: RoundResult, answer: AllR
         seconds=answer.seconds,
         bytes_sent=sum(t.bytes_sent for t in answer.transfers),
         bytes_received=sum(t.bytes_received for t in answer.transfers),
+        phases={state.value: seconds for state, seconds in result.outcome.seconds.items()},
     )

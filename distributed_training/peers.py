@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from distributed_training.averaging.binding import binding_is_valid
+from distributed_training.averaging.introduction import introduced
+from distributed_training.averaging.streams import Transport
 from distributed_training.events import Unseen
-from distributed_training.protocol import IsAlive, IsAliveResponse
+from distributed_training.protocol import IsAlive, IsAliveResponse, PeerBinding
 from distributed_training.schedule import View
 from template.chain.metagraph import Metagraph
+from template.errors import AveragingError
 from template.telemetry import Telemetry
 from template.transport.dendrite import Dendrite, Target
 
@@ -29,20 +34,28 @@ def targets(metagraph: Metagraph, uids: Iterable[int]) -> tuple[Target, ...]:
 
 
 class KnownPeers:
-    """The peer ids that a registered hotkey has signed for: nobody else's streams are served. One a uid."""
+    """The peer ids that a registered hotkey has signed for: nobody else's streams are served. One a hotkey."""
 
     def __init__(self) -> None:
-        self._by_uid: dict[int, str] = {}
+        self._by_hotkey: dict[str, str] = {}
 
-    def add(self, uid: int, peer_id: str) -> None:
-        self._by_uid[uid] = peer_id
+    def add(self, hotkey: str, peer_id: str) -> None:
+        self._by_hotkey[hotkey] = peer_id
+
+    def keep(self, hotkeys: Iterable[str]) -> None:
+        """Forget all hotkeys but these."""
+        kept = self._by_hotkey.keys() & set(hotkeys)
+        self._by_hotkey = {hotkey: self._by_hotkey[hotkey] for hotkey in kept}
 
     def __contains__(self, peer_id: object) -> bool:
-        return peer_id in self._by_uid.values()
+        return peer_id in self._by_hotkey.values()
 
 
 class Census:
-    """Asks a set of neurons where they stand. `corpus` is the fingerprint that their data must have."""
+    """Asks a set of neurons where they stand. `corpus` is the fingerprint that their data must have.
+
+    `binding` is this neuron's own, `transport` what it reaches other peers by.
+    """
 
     def __init__(
         self,
@@ -51,6 +64,8 @@ class Census:
         run_id: str,
         corpus: str,
         stake_floor: float,
+        binding: PeerBinding,
+        transport: Transport,
         dendrite: Dendrite,
         known: KnownPeers,
         telemetry: Telemetry,
@@ -59,16 +74,20 @@ class Census:
         self._run_id = run_id
         self._corpus = corpus
         self._stake_floor = stake_floor
+        self._binding = binding
+        self._transport = transport
         self._dendrite = dendrite
         self._known = known
         self._telemetry = telemetry
         self._silent: dict[int, str] = {}
+        self._owners: dict[str, str] = {}  # hotkey by peer id, of those that several hotkeys claim
 
     async def ask(self, metagraph: Metagraph, uids: Iterable[int], deadline: float) -> tuple[View, ...]:
         """One `IsAlive` to each; who does not answer, or not truthfully, is told once in telemetry and left out."""
         others = targets(metagraph, (uid for uid in uids if uid != self._uid))
         outcomes = await self._dendrite.broadcast(others, IsAlive(run_id=self._run_id), deadline)
         validators = validators_of(metagraph, self._stake_floor)
+        self._known.keep(metagraph.hotkeys)
         views = []
         for uid, outcome in outcomes.items():
             problem = str(outcome.error) if outcome.error else None
@@ -76,10 +95,49 @@ class Census:
             if isinstance(answer, IsAliveResponse):
                 problem = self._problem(metagraph, uid, answer)
                 if problem is None:
-                    self._known.add(uid, answer.peer.peer_id)
                     views.append(_view(uid, uid in validators, answer))
+                    continue
             self._tell(uid, problem)
-        return tuple(views)
+        return await self._without_impostors(views)
+
+    async def _without_impostors(self, views: Sequence[View]) -> tuple[View, ...]:
+        """The views whose peer id no other hotkey claims, or is really theirs."""
+        claims: dict[str, list[View]] = defaultdict(list)
+        for view in views:
+            claims[view.peer.peer_id].append(view)
+        ours = self._binding.peer_id
+        disputed = [peer_id for peer_id, claimants in claims.items() if len(claimants) > 1 and peer_id != ours]
+        asked = await asyncio.gather(*(self._owner(peer_id, claims[peer_id]) for peer_id in disputed))
+        self._owners = {peer_id: owner for peer_id, owner in zip(disputed, asked, strict=True) if owner is not None}
+        theirs = dict(zip(disputed, asked, strict=True)) | {ours: self._binding.hotkey}
+        return tuple(view for view in views if self._is_theirs(view, theirs))
+
+    def _is_theirs(self, view: View, owners: Mapping[str, str | None]) -> bool:
+        hotkey, peer_id = view.peer.hotkey, view.peer.peer_id
+        if owners.get(peer_id, hotkey) != hotkey:
+            self._tell(view.uid, "its peer id is claimed by several hotkeys, and not known to be its own")
+            return False
+        self._tell(view.uid, None)
+        self._known.add(hotkey, peer_id)
+        return True
+
+    async def _owner(self, peer_id: str, claimants: Sequence[View]) -> str | None:
+        """The hotkey that the peer itself names; None if it cannot be asked at any of the claimed addresses."""
+        if peer_id in self._owners:
+            return self._owners[peer_id]
+        ways = {view.peer.addresses for view in claimants}
+        answers = await asyncio.gather(
+            *(introduced(self._transport, peer_id, way) for way in ways), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, PeerBinding) and self._names(answer, peer_id):
+                return answer.hotkey
+            if isinstance(answer, BaseException) and not isinstance(answer, AveragingError):
+                raise answer
+        return None
+
+    def _names(self, binding: PeerBinding, peer_id: str) -> bool:
+        return binding.peer_id == peer_id and binding_is_valid(binding, self._run_id, binding.hotkey)
 
     def _problem(self, metagraph: Metagraph, uid: int, answer: IsAliveResponse) -> str | None:
         if not binding_is_valid(answer.peer, self._run_id, metagraph.hotkeys[uid]):
@@ -104,4 +162,5 @@ def _view(uid: int, is_validator: bool, answer: IsAliveResponse) -> View:
         state_hash=answer.state_hash,
         samples=answer.samples,
         peer=answer.peer,
+        settled=answer.settled,
     )

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from template.transport.synapse import Message, Request, Response
 
+NO_SUCH_EPOCH = "no_such_epoch"  # the word that `Train` is refused with when the records are not kept
 MAX_GROUP = 512
 MAX_RECORDS_PER_PAGE = 256
 MAX_COORDINATES = 1024
@@ -18,7 +19,7 @@ MAX_PAGES_PER_MICRO_BATCH = 4096
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Uid = Annotated[int, Field(ge=0, le=65535)]
-Epoch = Annotated[int, Field(ge=0)]
+Epoch = Annotated[int, Field(ge=0, le=2**53)]
 Samples = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
 # Visible ASCII only: a line break would let one signed part slide into the next (see PeerBinding.signed_bytes).
@@ -40,12 +41,17 @@ class PeerBinding(Message):
 
 
 class IsAliveResponse(Response):
-    """Where the neuron stands. `corpus` is the fingerprint of its data source; `samples` those of this epoch."""
+    """Where the neuron stands. `corpus` is the fingerprint of its data source; `samples` those of this epoch.
+
+    `settled`: it knows that this is where the others stand. False from its start until it has found out, so that a
+    validator that was away does not pull the others back to where it was when it left.
+    """
 
     epoch: Epoch
     state_hash: Hash
     samples: Samples
     corpus: Hash
+    settled: bool
     peer: PeerBinding
     version: Annotated[str, StringConstraints(max_length=32)]
 
@@ -63,8 +69,8 @@ class Record(Message):
     gradient at the audit coordinates, in their order.
     """
 
-    number: Annotated[int, Field(ge=0)]
-    pages: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=MAX_PAGES_PER_MICRO_BATCH)]
+    number: Annotated[int, Field(ge=0, le=2**53)]
+    pages: Annotated[tuple[Annotated[int, Field(ge=0, le=2**53)], ...], Field(max_length=MAX_PAGES_PER_MICRO_BATCH)]
     samples: Samples
     loss: float
     gradient: Annotated[tuple[float, ...], Field(max_length=MAX_COORDINATES)]
@@ -79,7 +85,7 @@ class TrainResponse(Response):
     epoch: Epoch
     state_hash: Hash
     records_hash: Hash
-    total_records: Annotated[int, Field(ge=0)]
+    total_records: Annotated[int, Field(ge=0, le=2**53)]
     records: Annotated[tuple[Record, ...], Field(max_length=MAX_RECORDS_PER_PAGE)]
     mean_loss: float | None
     samples: Samples

@@ -16,7 +16,10 @@ from distributed_training.run import EpochSpec
 
 @dataclass(frozen=True)
 class View:
-    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron."""
+    """What one neuron said of itself; `is_validator` comes from the chain, not from the neuron.
+
+    `settled` is false for one that has just started and does not know yet where the others stand.
+    """
 
     uid: int
     is_validator: bool
@@ -24,6 +27,7 @@ class View:
     state_hash: str
     samples: int
     peer: PeerBinding
+    settled: bool = True
 
     @property
     def state(self) -> tuple[int, str]:
@@ -57,30 +61,50 @@ def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, s
     return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
 
 
-def group(views: Iterable[View], state: tuple[int, str], barred: Collection[str]) -> tuple[Member, ...]:
+def group(views: Iterable[View], state: tuple[int, str]) -> tuple[Member, ...]:
     """The members of a round, by ascending uid: everybody at `state` who has something to give, and the validators.
 
-    Hotkeys in `barred` are left out. Shares are equal; who has no samples, as a validator, only reduces.
+    Shares are equal; who has no samples, as a validator, only reduces.
     """
-    at_state = [v for v in views if v.state == state and v.peer.hotkey not in barred]
-    chosen = [v for v in at_state if v.is_validator or v.samples > 0]
+    chosen = [v for v in views if v.state == state and (v.is_validator or v.samples > 0)]
     return tuple(
         Member(uid=v.uid, peer=v.peer, share=1 / len(chosen), contributes=v.samples > 0)
         for v in sorted(chosen, key=lambda v: v.uid)
     )
 
 
-def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that more than half of the answering validators' stake stands at, or None.
+def admitted(
+    views: Sequence[View],
+    state: tuple[int, str],
+    excluded: frozenset[str],
+    unpaid: frozenset[str],
+    min_miners: int,
+) -> tuple[View, ...]:
+    """The views without those who spoiled rounds (`excluded`) and those who failed an audit (`unpaid`), by hotkey.
 
-    `stakes` by uid."""
+    If otherwise fewer than `min_miners` could contribute, the excluded are let in again, and then all: both punishments
+    last for a number of epochs, and without contributors no epoch would ever end.
+    """
+    for barred in (excluded | unpaid, unpaid):
+        kept = tuple(view for view in views if view.peer.hotkey not in barred)
+        if sum(view.state == state and view.samples > 0 for view in kept) >= min_miners:
+            return kept
+    return tuple(views)
+
+
+def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that at least half of the settled validators' stake stands at, or None.
+
+    `stakes` by uid. Two halves are a tie that everybody breaks alike, or nobody would ever leave it: the later epoch,
+    then the larger hash.
+    """
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
-        if view.is_validator:
+        if view.is_validator and view.settled:
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
-    best = max(weight, key=lambda state: weight[state], default=None)
-    return best if best is not None and weight[best] > total / 2 else None
+    best = max(weight, key=lambda state: (weight[state], state), default=None)
+    return best if best is not None and 2 * weight[best] >= total else None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ class DhtConfig:
 
     ip: str = option("address to listen on", default="0.0.0.0")
     port: int = option("TCP port to listen on; 0 takes a free one", default=0)
-    initial_peers: tuple[str, ...] = option("multiaddresses of peers to join; default: asks the validators", default=())
+    initial_peers: tuple[str, ...] = option(
+        "multiaddresses of DHT peers to join; neurons find each other without", default=()
+    )
     announce: tuple[str, ...] = option("multiaddresses that others can reach, where they differ", default=())
     map_port: bool = option("ask the router for a port", default=False)
     relay: bool = option("be reachable behind a NAT through other peers", default=False)

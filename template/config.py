@@ -54,6 +54,10 @@ class Secret:
     def reveal(self) -> str:
         return self._value
 
+    def scrub(self, text: str) -> str:
+        """`text` without the value."""
+        return text.replace(self._value, "***") if self._value else text
+
     def __repr__(self) -> str:
         return "Secret('***')"
 

@@ -191,6 +191,23 @@ class Supervisor:
         self.stopping.set()
 
 
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Run all of them until each has returned or one fails; then the others are cancelled.
+
+    Raises:
+        Exception: what failed, as itself; a group only of several failures that are not all of our own making.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for one in work:
+                tasks.create_task(one)
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(SubnetError)
+        if len(group.exceptions) > 1 and (ours is None or len(ours.exceptions) < len(group.exceptions)):
+            raise
+        raise group.exceptions[0] from None
+
+
 async def run_neuron(
     start: Callable[[Supervisor], AbstractAsyncContextManager[Any]],
     *,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,21 +61,43 @@ def test_an_epoch_ends_by_samples_or_by_blocks() -> None:
 
 
 def test_the_group_is_who_has_something_to_give_and_the_validators() -> None:
-    """Idle miners, other states and barred hotkeys stay out; shares sum to one; validators only reduce."""
-    barred = view(5, samples=9)
-    views = [view(4, samples=8), view(1, validator=True), view(3), view(2, samples=1, state=(2, "b" * 64)), barred]
-    members = schedule.group(views, STATE, {barred.peer.hotkey})
+    """Idle miners and other states stay out; shares sum to one; validators only reduce."""
+    views = [view(4, samples=8), view(1, validator=True), view(3), view(2, samples=1, state=(2, "b" * 64))]
+    members = schedule.group(views, STATE)
     assert [(m.uid, m.contributes) for m in members] == [(1, False), (4, True)]
     assert sum(m.share for m in members) == 1
 
 
+def test_the_barred_stay_out_unless_nobody_else_is_left() -> None:
+    """No punishment may stop the run: it ends with an epoch, and the epoch needs contributors."""
+    views = [view(1, validator=True), view(2, samples=1), view(3, samples=1), view(4, samples=1)]
+    spoiler, cheat, honest = (frozenset({v.peer.hotkey}) for v in views[1:])
+
+    def admitted(excluded: frozenset[str], unpaid: frozenset[str], min_miners: int = 1) -> list[int]:
+        return [v.uid for v in schedule.admitted(views, STATE, excluded, unpaid, min_miners)]
+
+    assert admitted(spoiler, cheat) == [1, 4]
+    assert admitted(spoiler, cheat, min_miners=2) == [1, 2, 4]
+    assert admitted(spoiler, cheat, min_miners=3) == [1, 2, 3, 4]
+    assert admitted(spoiler | honest, cheat) == [1, 2, 4]
+    assert admitted(frozenset(), spoiler | cheat | honest) == [1, 2, 3, 4]
+
+
 def test_the_majority_is_counted_by_validators_stake() -> None:
-    """Miners have no say, and half of the stake is no majority."""
-    other = (4, "b" * 64)
+    """Miners have no say; a tie goes to the later epoch; without half of the stake nobody is right."""
+    other, third = (4, "b" * 64), (5, "c" * 64)
     views = [view(1, validator=True), view(2, validator=True, state=other), view(3, samples=1, state=other)]
     assert schedule.majority_state(views, [0.0, 60.0, 40.0, 1000.0]) == STATE
-    assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) is None
+    assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) == other
+    split = [view(1, validator=True), view(2, validator=True, state=other), view(3, validator=True, state=third)]
+    assert schedule.majority_state(split, [0.0, 40.0, 30.0, 30.0]) is None
     assert schedule.majority_state([views[2]], [0.0, 0.0, 0.0, 1.0]) is None
+
+
+def test_a_validator_that_was_away_does_not_pull_the_others_back() -> None:
+    """Until it is settled its stake does not count, however large it is."""
+    back = dataclasses.replace(view(1, validator=True, state=(1, "c" * 64)), settled=False)
+    assert schedule.majority_state([back, view(2, validator=True)], [0.0, 90.0, 10.0]) == STATE
 
 
 def test_a_first_hiccup_costs_the_epoch_and_habit_costs_more() -> None:

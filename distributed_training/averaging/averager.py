@@ -37,18 +37,6 @@ class StreamRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundEnded(Event):
-    """A round as this member saw it."""
-
-    round_id: str
-    state: str
-    failures: list[dict[str, object]]
-    seconds: dict[str, float]
-    bytes_sent: int
-    bytes_received: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class LobbyLimits:
     """How many streams may wait for a round to begin here, of one peer and in all, and for how many seconds.
 
@@ -133,7 +121,6 @@ class Averager:
         finally:
             del self._rounds[plan.round_id]
             self._remember(plan.round_id, failures)
-        self._report(result)
         return result
 
     def _require_ours(self, plan: RoundPlan) -> None:
@@ -148,19 +135,6 @@ class Averager:
         self._ended[round_id] = failures
         while len(self._ended) > self._config.lobby.remembered:
             self._ended.popitem(last=False)
-
-    def _report(self, result: RoundResult) -> None:
-        outcome = result.outcome
-        self._telemetry.emit(
-            RoundEnded(
-                round_id=outcome.round_id,
-                state=outcome.state.value,
-                failures=[failure.model_dump() for failure in outcome.failures],
-                seconds={state.value: seconds for state, seconds in outcome.seconds.items()},
-                bytes_sent=sum(t.bytes_sent for t in outcome.transfers),
-                bytes_received=sum(t.bytes_received for t in outcome.transfers),
-            )
-        )
 
     async def _accept(self, stream: Stream) -> None:
         """One stream, from its first frame to its end. A stream that breaks here concerns nobody but its opener."""

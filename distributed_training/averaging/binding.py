@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from bittensor.keyfiles import Keypair
@@ -23,6 +24,7 @@ def sign_binding(keypair: Keypair, run_id: str, peer_id: str, addresses: Sequenc
     return unsigned.model_copy(update={"signature": "0x" + signature.hex()})
 
 
+@functools.lru_cache(maxsize=4096)  # the same few hundred are asked about every second, and a check takes 0.2 ms
 def binding_is_valid(binding: PeerBinding, run_id: str, hotkey: str) -> bool:
     """Whether `hotkey` (ss58) signed this binding for this run."""
     if binding.hotkey != hotkey:

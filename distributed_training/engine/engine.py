@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,6 +68,11 @@ class Engine:
     @property
     def layout(self) -> Layout:
         return self._replica.layout
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The model's transformers config, as config.json holds it."""
+        return architecture(self._replica.module)
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -192,7 +198,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that replaces the one in `folder`; being killed half-way leaves a usable one."""
-        save_checkpoint(folder, self.snapshot(), architecture(self._replica.module), self._spec.run_id)
+        save_checkpoint(folder, self.snapshot(), self.architecture, self._spec.run_id)
 
     def load(self, folder: Path) -> bool:
         """Resume from the checkpoint in `folder`; False if there is none.

@@ -11,8 +11,8 @@ from distributed_training.hub.hub import Hub
 from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.huggingface_client import Timeouts
 from distributed_training.hub.retry import RetryPolicy
-from distributed_training.hub.secret import Secret
 from template.clock import Clock
+from template.config import Secret
 from template.errors import ConfigurationError
 from template.telemetry import Telemetry
 
@@ -69,8 +69,27 @@ class HubConfig:
         )
 
 
+def require_token(token: Secret) -> None:
+    """Refuse what cannot stand in an HTTP header, a trailing newline mostly; the message does not repeat it.
+
+    Raises:
+        ConfigurationError: empty, or with characters that no token has.
+    """
+    value = token.reveal()
+    if not value or not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigurationError(
+            "the hub token is empty or has spaces, line ends or non-ASCII characters in it: copy it again"
+        )
+
+
 def build_hub(config: HubConfig, *, token: Secret | None, telemetry: Telemetry, clock: Clock) -> Hub:
-    """The hub that `config.url` names. Opens no connection and creates nothing."""
+    """The hub that `config.url` names. Opens no connection and creates nothing.
+
+    Raises:
+        ConfigurationError: a token that cannot be one.
+    """
+    if token is not None:
+        require_token(token)
     if directory := _DIRECTORY.fullmatch(config.url):
         return DirectoryHub(Path(directory[1]), telemetry=telemetry, clock=clock)
     repository = _REPOSITORY.fullmatch(config.url)

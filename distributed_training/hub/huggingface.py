@@ -20,8 +20,8 @@ from distributed_training.hub.events import PublishRetried, ReadRetried, announc
 from distributed_training.hub.hub import CARD, MANIFEST, ModelTag, Publication, Release, release_of, same_state, settle
 from distributed_training.hub.huggingface_client import HuggingFaceClient, Refs, RepositoryMissing, Timeouts, Transient
 from distributed_training.hub.retry import RetryPolicy
-from distributed_training.hub.secret import Secret
 from template.clock import Clock
+from template.config import Secret
 from template.errors import HubError, HubUnavailable, NotPublished
 from template.telemetry import Event, Telemetry
 

@@ -21,8 +21,8 @@ from distributed_training.hub import files
 from distributed_training.hub.card import card
 from distributed_training.hub.hub import CARD, MANIFEST, MANIFEST_BYTES, FileDigest, Release, manifest_of, read_manifest
 from distributed_training.hub.retry import retry_after
-from distributed_training.hub.secret import Secret
 from template.clock import Clock
+from template.config import Secret
 from template.errors import ConfigurationError, HubError
 
 if TYPE_CHECKING:

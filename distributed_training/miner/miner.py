@@ -10,12 +10,13 @@ from distributed_training.engine.records import records_hash
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import Trained
 from distributed_training.keeper import Keeper
-from distributed_training.node import ChainView, CompletedRound, Node
+from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
-from distributed_training.protocol import Train, TrainResponse
+from distributed_training.protocol import NO_SUCH_EPOCH, Train, TrainResponse
 from distributed_training.run import RunSpec
 from template.clock import Clock
 from template.errors import Refused, StateError
+from template.neuron import together
 from template.telemetry import Telemetry
 from template.transport.axon import Axon
 from template.transport.policy import Caller
@@ -52,10 +53,11 @@ class Miner:
         self._catch_up = catch_up
         self._telemetry = telemetry
         self._clock = clock
+        self._new_state = asyncio.Event()
 
     def attach(self, axon: Axon) -> None:
         """Serve all three synapses."""
-        self._node.attach(axon)
+        self._node.attach(axon, self.on_ended)
         axon.attach(Train, self.report, validators_only=True)
 
     async def report(self, request: Train, caller: Caller) -> TrainResponse:
@@ -67,12 +69,12 @@ class Miner:
         try:
             work = self._engine.work_of(request.epoch)
         except StateError as error:
-            raise Refused(str(error), status=404, reason="no-such-epoch") from error
+            raise Refused(str(error), status=404, reason=NO_SUCH_EPOCH) from error
         records = work.records
         return TrainResponse(
             epoch=request.epoch,
             state_hash=work.state_hash,
-            records_hash=records_hash(records),
+            records_hash=await asyncio.to_thread(records_hash, records),
             total_records=len(records),
             records=records[request.offset : request.offset + request.limit],
             mean_loss=work.mean_loss,
@@ -82,22 +84,35 @@ class Miner:
         )
 
     async def run(self) -> None:
-        """Train until cancelled. The training itself runs in the worker's thread."""
-        await self._worker.resume()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._worker.watch())
-            tasks.create_task(self._tell_progress())
-            tasks.create_task(self._keep_progress())
-            tasks.create_task(self._stay_in_step())
+        """Train until cancelled. The training itself runs in the worker's thread.
 
-    async def on_completed(self, done: CompletedRound) -> None:
-        """Called by the node when a round was committed: keep the new state, for a restart and for late-comers."""
-        await self._keeper.save()
+        Raises:
+            SubnetError: the training ended, or the hotkey lost its uid.
+        """
+        await self._worker.resume()
+        await together(
+            self._worker.watch(),
+            self._tell_progress(),
+            self._keep_new_states(),
+            self._keep_progress(),
+            self._stay_in_step(),
+        )
+
+    def on_ended(self, done: EndedRound) -> None:
+        """Called by the node after each round. A new state is kept soon, for a restart and for late-comers."""
+        if done.completed:
+            self._new_state.set()
+
+    async def _keep_new_states(self) -> None:
+        while True:
+            await self._new_state.wait()
+            self._new_state.clear()
+            await self._keeper.keep()
 
     async def _keep_progress(self) -> None:
         while True:
             await self._clock.sleep(CHECKPOINT_SECONDS)
-            await self._keeper.save()
+            await self._keeper.keep()
 
     async def _tell_progress(self) -> None:
         told: tuple[int, int] | None = None
@@ -119,8 +134,9 @@ class Miner:
     async def _stay_in_step(self) -> None:
         while True:
             metagraph = self._chain.metagraph
+            self._node.require_place(metagraph)
             validators = validators_of(metagraph, self._spec.epoch.validator_stake)
             views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
             if not self._node.in_round:
-                await self._catch_up.check(views, metagraph.stake)
+                await self._catch_up.check(views, metagraph.stake, len(validators))
             await self._clock.sleep(TICK_SECONDS)

@@ -116,6 +116,11 @@ class ScoreBook:
     epoch: int | None = None
     entries: tuple[Entry, ...] = ()
 
+    def unpaid(self, epoch: int) -> frozenset[str]:
+        """The hotkeys that earn nothing in `epoch` because an audit failed."""
+        entries = self.entries
+        return frozenset(e.hotkey for e in entries if e.unpaid_through is not None and epoch <= e.unpaid_through)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values; `load_state_dict` gives back an equal book."""
         return dataclasses.asdict(self)

@@ -1,13 +1,15 @@
 """Auditing one epoch: ask the miners for their records, recompute a few of them, and gather the evidence for scores.
 
-Which records are recomputed is drawn from the validator's own randomness, and only after the records were received.
+Which records are recomputed is drawn from the validator's own randomness, and only after the records were received; the
+more samples a record claims, the likelier it is drawn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from distributed_training.averaging.outcome import RoundOutcome
@@ -17,19 +19,20 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import Audited, AuditNotPossible, Unseen
 from distributed_training.model.layout import Vector
 from distributed_training.peers import targets, validators_of
-from distributed_training.protocol import MAX_RECORDS_PER_PAGE, Record, Train, TrainResponse
+from distributed_training.protocol import MAX_RECORDS_PER_PAGE, NO_SUCH_EPOCH, Record, Train, TrainResponse
 from distributed_training.run import RunSpec
 from distributed_training.scoring.bandwidth import Measured
 from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.gradient import AuditResult, judge
 from distributed_training.scoring.participation import RoundSeen, standing
-from distributed_training.scoring.steps import NO_STEPS, MicroBatch, verified_samples
+from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
 from template.chain.metagraph import Metagraph
-from template.errors import DataError
+from template.errors import DataError, StateError
 from template.telemetry import Telemetry
-from template.transport.dendrite import Dendrite, Target
+from template.transport.dendrite import NOT_SENT, Dendrite, Outcome, Target
 
 TRAIN_SECONDS = 10.0
+UNCLAIMED = 1e-3  # the weight of a record without samples in the draw
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,31 @@ class EpochSeen:
     """What this validator saw of an epoch that was averaged: θₑ [P], its own outcome, and the rounds by uid."""
 
     epoch: int
+    state_hash: str
     base: Vector
     outcome: RoundOutcome
     rounds: tuple[RoundSeen, ...]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What one miner reported. `unobserved`: why it could not be asked, which is not its fault."""
+
+    records: tuple[Record, ...] = ()
+    unobserved: str = ""
+
+
+def drawn(records: Sequence[Record], count: int, rng: random.Random) -> list[Record]:
+    """`count` different records (all, if there are no more), each draw in proportion to the samples they claim.
+
+    A record that claims more than it did is then caught more often by as much as it claims more, so overstating never
+    pays. Weighted sampling without replacement after Efraimidis and Spirakis (2006).
+    """
+
+    def key(record: Record) -> float:
+        return math.log(1.0 - rng.random()) / max(record.samples, UNCLAIMED)
+
+    return sorted(records, key=key, reverse=True)[:count]
 
 
 class AuditDesk:
@@ -66,63 +91,81 @@ class AuditDesk:
         self._telemetry = telemetry
         self._rng = rng
 
-    async def examine(self, metagraph: Metagraph, seen: EpochSeen) -> tuple[Evidence, ...]:
-        """The evidence of one epoch, for a random sample of the miners."""
+    async def examine(self, metagraph: Metagraph, seen: EpochSeen, *, late: bool = False) -> tuple[Evidence, ...]:
+        """The evidence of one epoch, for a random sample of the miners.
+
+        `late`: so long after its end that a miner who kept no records of it is not to blame.
+        """
         miners = targets(metagraph, self.miners(metagraph, seen))
         count = min(len(miners), self._spec.audit.miners_per_epoch)
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
-        reports = await self._reports(sample, seen.epoch)
-        return tuple([await self._examine_miner(target, reports.get(target.uid), seen) for target in sample])
+        reports = await self._reports(sample, seen, late)
+        return tuple([await self._examine_miner(target, reports[target.uid], seen) for target in sample])
 
     def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
-        """The uids that are scored: all that serve an axon, but validators only if they put something in."""
-        serving = {uid for uid, axon in enumerate(metagraph.axons) if axon is not None}
+        """The uids that are scored: all that serve an axon and are given data, validators only if they contributed."""
+        given_data = range(min(len(metagraph), self._spec.data.max_uids))
+        serving = {uid for uid in given_data if metagraph.axons[uid] is not None}
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
-    async def _reports(self, sample: list[Target], epoch: int) -> dict[int, tuple[Record, ...]]:
-        """All records of each miner that answered; pages are asked for until the number it stated is reached."""
-        records: dict[int, list[Record]] = {}
+    async def _reports(self, sample: list[Target], seen: EpochSeen, late: bool) -> dict[int, _Report]:
+        """All records of each miner; pages are asked for until the number it stated is reached, or none come."""
+        reports = {target.uid: _Report() for target in sample}
         waiting = {target.uid: target for target in sample}
         for offset in range(0, self._loader.micro_batches_per_epoch, MAX_RECORDS_PER_PAGE):
-            request = Train(run_id=self._spec.run_id, epoch=epoch, offset=offset)
+            request = Train(run_id=self._spec.run_id, epoch=seen.epoch, offset=offset)
             outcomes = await self._dendrite.broadcast(tuple(waiting.values()), request, TRAIN_SECONDS)
             for uid, outcome in outcomes.items():
-                answer = outcome.response
-                if not isinstance(answer, TrainResponse):
-                    self._telemetry.emit(Unseen(uid=self._uid, miner=uid, synapse="Train", reason=str(outcome.error)))
+                answer, problem = outcome.response, _problem(outcome, seen)
+                if problem is not None:
+                    self._telemetry.emit(Unseen(uid=self._uid, miner=uid, synapse="Train", reason=problem))
+                if outcome.reason == NOT_SENT or (late and outcome.reason == NO_SUCH_EPOCH):
+                    reports[uid] = _Report(unobserved=f"the validator could not ask: {problem}")
+                if problem is not None or not isinstance(answer, TrainResponse):
                     del waiting[uid]
                     continue
-                records.setdefault(uid, []).extend(answer.records)
-                if answer.total_records <= offset + MAX_RECORDS_PER_PAGE:
+                reports[uid] = _Report((*reports[uid].records, *answer.records))
+                if not answer.records or answer.total_records <= offset + MAX_RECORDS_PER_PAGE:
                     del waiting[uid]
             if not waiting:
                 break
-        return {uid: tuple(reported) for uid, reported in records.items()}
+        return reports
 
-    async def _examine_miner(self, target: Target, records: tuple[Record, ...] | None, seen: EpochSeen) -> Evidence:
-        standings = tuple(standing(target.uid, round_seen) for round_seen in seen.rounds)
-        transfers = _measured(seen.outcome, target.uid)
-        if not records:
+    async def _examine_miner(self, target: Target, report: _Report, seen: EpochSeen) -> Evidence:
+        uid, hotkey, records = target.uid, target.hotkey, report.records
+        if report.unobserved:
+            return Evidence(uid=uid, hotkey=hotkey, unobserved=report.unobserved)
+        audits, trouble = await self._audits(uid, records, seen)
+        if trouble:
+            self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=seen.epoch, reason=trouble))
             return Evidence(
-                uid=target.uid, hotkey=target.hotkey, steps=NO_STEPS, transfers=transfers, standings=standings
+                uid=uid, hotkey=hotkey, audits=audits, unobserved=f"the validator could not audit: {trouble}"
             )
-        chosen = self._rng.sample(records, min(len(records), self._spec.audit.records_per_miner))
-        try:
-            audits = [await self._audit(target.uid, record, seen) for record in chosen]
-        except DataError as error:
-            self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=seen.epoch, reason=str(error)))
-            return Evidence(uid=target.uid, hotkey=target.hotkey, unobserved=f"the validator's corpus: {error}")
-        assigned = self._assigned(target.uid, seen.epoch, records)
-        failed = {audit.number for audit in audits if not audit.passed}
         return Evidence(
-            uid=target.uid,
-            hotkey=target.hotkey,
-            audits=tuple(audits),
-            steps=verified_samples(records, assigned, failed),
-            transfers=transfers,
-            standings=standings,
+            uid=uid,
+            hotkey=hotkey,
+            audits=audits,
+            steps=await asyncio.to_thread(self._steps, uid, seen.epoch, records, audits),
+            transfers=_measured(seen.outcome, uid),
+            standings=tuple(standing(uid, round_seen) for round_seen in seen.rounds),
         )
+
+    async def _audits(
+        self, uid: int, records: Sequence[Record], seen: EpochSeen
+    ) -> tuple[tuple[AuditResult, ...], str]:
+        """The audits that could be made, and what kept us from making the others; empty if nothing did."""
+        audits: list[AuditResult] = []
+        for record in drawn(records, self._spec.audit.records_per_miner, self._rng):
+            try:
+                audits.append(await self._audit(uid, record, seen))
+            except (DataError, StateError) as error:  # our corpus or our own numbers: nothing that the miner did
+                return tuple(audits), str(error)
+        return tuple(audits), ""
+
+    def _steps(self, uid: int, epoch: int, records: Sequence[Record], audits: Sequence[AuditResult]) -> Steps:
+        failed = {audit.number for audit in audits if not audit.passed}
+        return verified_samples(records, self._assigned(uid, epoch, records), failed)
 
     def _assigned(self, uid: int, epoch: int, records: Iterable[Record]) -> Mapping[int, MicroBatch]:
         """The assignment behind the reported numbers. What a page holds is checked where a record is recomputed."""
@@ -151,6 +194,16 @@ class AuditDesk:
             )
         )
         return result
+
+
+def _problem(outcome: Outcome, seen: EpochSeen) -> str | None:
+    """Why an answer holds no records of this epoch; None if it does."""
+    answer = outcome.response
+    if not isinstance(answer, TrainResponse):
+        return str(outcome.error)
+    if (answer.epoch, answer.state_hash) != (seen.epoch, seen.state_hash):
+        return f"its records are of epoch {answer.epoch}, state {answer.state_hash[:12]}, not of {seen.state_hash[:12]}"
+    return None
 
 
 def _measured(outcome: RoundOutcome, uid: int) -> tuple[Measured, ...]:

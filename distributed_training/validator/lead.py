@@ -1,4 +1,8 @@
-"""Leading a round: one attempt after another, each without the peers that the attempt before it named or lost."""
+"""Leading a round: one attempt after another, each without the peers that the attempt before it named or lost.
+
+Two groups must never both end an epoch, as when two validators lead at once and each gets some of the miners. So an
+attempt is never repeated with fewer contributors than the quorum of those that the leader began with.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from distributed_training.averaging import leader
 from distributed_training.events import RoundLed
+from distributed_training.invitation import Reason
 from distributed_training.node import Node
 from distributed_training.peers import targets
 from distributed_training.protocol import AllReduce, AllReduceResponse, Deadlines, Member
@@ -17,20 +22,27 @@ from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.errors import Refused
 from template.telemetry import Telemetry
-from template.transport.dendrite import Dendrite
+from template.transport.dendrite import NOT_SENT, Dendrite
 
+EXCUSES = (Reason.NOT_THE_LEADER, Reason.BUSY, Reason.OTHER_STATE, Reason.NOTHING_TO_GIVE, NOT_SENT)
 ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the update and the way back
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt as the leader counts it, by uid. `survivors` are the members of the next one."""
+    """One attempt as the leader counts it, by uid. `survivors` are the members of the next one.
+
+    `excused`: who refused for a reason that is no fault of its own, as when it is in another round. `gave_way`: this
+    neuron itself did so.
+    """
 
     group: tuple[Member, ...]
     answers: Mapping[int, AllReduceResponse]
     confirmed: frozenset[int]
     survivors: tuple[Member, ...]
     completed: bool
+    excused: frozenset[int] = frozenset()
+    gave_way: bool = False
 
     @property
     def reports(self) -> leader.Attempt:
@@ -41,10 +53,12 @@ class Attempt:
         return frozenset(member.uid for member in self.group) - self.answers.keys()
 
     @property
-    def named(self) -> frozenset[int]:
-        """Who is not asked again though it answered: the majority named it."""
-        gone = {m.uid for m in self.group} - {m.uid for m in self.survivors}
-        return frozenset(gone) - self.silent
+    def spoilers(self) -> frozenset[int]:
+        """The contributors that the attempt failed by: convicted by the majority, or asked and silent."""
+        if self.completed:
+            return frozenset()
+        contributing = {member.uid for member in self.group if member.contributes}
+        return frozenset(contributing - {member.uid for member in self.survivors} - self.excused)
 
 
 def count(
@@ -67,6 +81,11 @@ def count(
     return replace(attempt, survivors=leader.surviving_group(reports, trust))
 
 
+def contributors(group: Sequence[Member]) -> int:
+    """How many of the group put something in."""
+    return sum(member.contributes for member in group)
+
+
 class RoundLeader:
     """Starts rounds on behalf of one validator, which takes part in them itself."""
 
@@ -77,37 +96,45 @@ class RoundLeader:
         self._telemetry = telemetry
         self._clock = clock
 
-    async def lead(self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...]) -> Sequence[Attempt]:
+    async def lead(
+        self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...], made: int = 0
+    ) -> Sequence[Attempt]:
         """Average the epoch of `state` among `group`; ends with the first attempt that completes.
+
+        `made` attempts of this turn were made before; the run spec says how many there may be.
 
         Returns:
             All attempts, in order. The last one has not completed if everything was tried.
         """
         attempts: list[Attempt] = []
-        for _ in range(self._spec.epoch.attempts):
-            if not any(member.contributes for member in group):
+        needed = self._spec.averaging.quorum * contributors(group)
+        for number in range(made, self._spec.epoch.attempts):
+            if not contributors(group) or contributors(group) < needed:
                 break
-            attempt = await self._attempt(metagraph, state, group, attempts)
+            attempt = await self._attempt(metagraph, self._request(state, group, number), attempts)
             attempts.append(attempt)
-            if attempt.completed:
+            if attempt.completed or attempt.gave_way:
                 break
             group = attempt.survivors
         return attempts
 
-    async def _attempt(
-        self, metagraph: Metagraph, state: tuple[int, str], group: tuple[Member, ...], before: Sequence[Attempt]
-    ) -> Attempt:
+    async def _attempt(self, metagraph: Metagraph, request: AllReduce, before: Sequence[Attempt]) -> Attempt:
         started = self._clock.monotonic()
-        request = self._request(state, group, len(before))
+        group = request.group
         others = targets(metagraph, (member.uid for member in group if member.uid != self._node.uid))
         deadline = sum((request.deadlines.connect, request.deadlines.exchange, request.deadlines.commit))
         own, outcomes = await asyncio.gather(
             self._take_part(request), self._dendrite.broadcast(others, request, deadline + ANSWER_MARGIN_SECONDS)
         )
         answers = {u: o.response for u, o in outcomes.items() if isinstance(o.response, AllReduceResponse)}
-        if own is not None:
+        refusals = {u: str(o.error) for u, o in outcomes.items() if o.error}
+        if isinstance(own, AllReduceResponse):
             answers[self._node.uid] = own
+        else:
+            refusals[self._node.uid] = str(own)
         attempt = count(before, group, answers, self._spec.averaging.quorum)
+        excused = frozenset(uid for uid, outcome in outcomes.items() if outcome.reason in EXCUSES)
+        attempt = replace(attempt, excused=excused, gave_way=isinstance(own, Refused))
         self._telemetry.emit(
             RoundLed(
                 uid=self._node.uid,
@@ -117,9 +144,9 @@ class RoundLeader:
                 completed=attempt.completed,
                 group=[member.uid for member in group],
                 confirmed=sorted(attempt.confirmed),
-                named=sorted(attempt.named),
+                named=sorted(attempt.spoilers),
                 silent=sorted(attempt.silent),
-                refusals={str(uid): str(o.error) for uid, o in outcomes.items() if o.error},
+                refusals={str(uid): refusal for uid, refusal in refusals.items()},
                 seconds=self._clock.monotonic() - started,
             )
         )
@@ -140,8 +167,9 @@ class RoundLeader:
             ),
         )
 
-    async def _take_part(self, request: AllReduce) -> AllReduceResponse | None:
+    async def _take_part(self, request: AllReduce) -> AllReduceResponse | Refused:
+        """Our own answer. If we refuse, as when the state has moved on, we count as silent in our own round."""
         try:
             return await self._node.take_part(request)
-        except Refused:
-            return None  # the state moved on meanwhile; the leader then counts as silent in its own round
+        except Refused as refusal:
+            return refusal

@@ -7,35 +7,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
-
-from bittensor import Client, Wallet
 
 from distributed_training import schedule
 from distributed_training.catch_up import CatchUp
+from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import AuditNotPossible, Excluded, WeightsSet
+from distributed_training.events import AuditNotPossible, Excluded
 from distributed_training.keeper import Keeper
-from distributed_training.node import ChainView, CompletedRound, Node
+from distributed_training.model.state import State
+from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
 from distributed_training.run import RunSpec
-from distributed_training.scoring.combine import Rules, advance, weights
+from distributed_training.scoring.combine import Rules, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.participation import RoundSeen
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.lead import Attempt, RoundLeader
-from distributed_training.validator.memory import MemoryFile, without_old_exclusions
-from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.memory import Remembered, without_strangers
+from distributed_training.validator.paymaster import Paymaster
+from distributed_training.validator.publisher import Publication, Publisher
+from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
 from template.chain.metagraph import Metagraph
-from template.chain.weights import process, set_weights
 from template.clock import Clock
-from template.errors import ChainFault, ChainUnavailable
+from template.neuron import together
 from template.telemetry import Telemetry
+from template.transport.axon import Axon
 
 TICK_SECONDS = 1.0
 CENSUS_SECONDS = 5.0
-CHAIN_PATIENCE_BLOCKS = 3  # before weights are tried again on a chain that did not answer
-WAITING_AUDITS = 2  # epochs; older ones are dropped when auditing cannot keep up
+WAITING_AUDITS = 4  # epochs, as long as miners keep their records; older ones are dropped
+ASKED_IN_TIME = 2  # epochs after which a miner may have forgotten its records
+REMEMBERED_ATTEMPTS = 16  # failed ones of the epoch in progress
 
 
 class Validator:
@@ -46,10 +48,8 @@ class Validator:
         *,
         spec: RunSpec,
         chain: ChainView,
-        client: Client,
-        wallet: Wallet,
-        netuid: int,
         node: Node,
+        engine: Engine,
         worker: TrainingWorker,
         keeper: Keeper,
         census: Census,
@@ -57,17 +57,16 @@ class Validator:
         leader: RoundLeader,
         desk: AuditDesk,
         publisher: Publisher,
-        memory: MemoryFile,
+        paymaster: Paymaster,
+        memory: Remembered,
         until_epoch: int | None,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
         self._spec = spec
         self._chain = chain
-        self._client = client
-        self._wallet = wallet
-        self._netuid = netuid
         self._node = node
+        self._engine = engine
         self._worker = worker
         self._keeper = keeper
         self._census = census
@@ -75,47 +74,78 @@ class Validator:
         self._leader = leader
         self._desk = desk
         self._publisher = publisher
-        self._file = memory
-        self._memory = memory.load(spec.run_id)
+        self._paymaster = paymaster
+        self._memory = memory
         self._until_epoch = until_epoch
         self._telemetry = telemetry
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
-        self._publications: asyncio.Queue[tuple[int, int, tuple[int, ...]]] = asyncio.Queue()
+        self._ended_with: State | None = None
+        self._new_state = asyncio.Event()
         self._live: frozenset[int] = frozenset()
+        self._failed_attempts: list[RoundSeen] = []
         self._epoch_block: tuple[tuple[int, str], int] | None = None
+        self._led: tuple[tuple[int, str], int] | None = None  # the state and turn that `_attempts` are counted of
+        self._attempts = 0
+
+    def attach(self, axon: Axon) -> None:
+        """Serve what a validator answers."""
+        self._node.attach(axon, self.on_ended)
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        if self._node.status().epoch == 0:
-            await self._publisher.measure()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._worker.watch())
-            tasks.create_task(self._watch())
-            tasks.create_task(self._audit())
-            tasks.create_task(self._publish())
-            tasks.create_task(self._pay())
+        """Work until cancelled.
 
-    async def on_completed(self, done: CompletedRound) -> None:
-        """Called by the node when a round was committed: keep the new state, and queue the audit of the old one."""
+        Raises:
+            SubnetError: the worker's thread ended, or the hotkey lost its uid.
+        """
+        await self._publisher.measure(self._engine.state)
+        await together(
+            self._worker.watch(),
+            self._watch(),
+            self._keep_new_states(),
+            self._audit(),
+            self._publisher.run(),
+            self._paymaster.run(),
+        )
+
+    def on_ended(self, done: EndedRound) -> None:
+        """Called by the node after each round: note who failed; queue the audit of an epoch that is over."""
+        if not done.completed:
+            self._note_failed(done)
+            return
         assert done.base is not None, "a validator keeps the base of what it audits"
-        await self._keeper.save()
-        outcome = done.result.outcome
+        self._ended_with = done.state
+        self._new_state.set()
+        rounds = (*(seen for seen in self._failed_attempts if seen.epoch == done.epoch), self._completed(done))
+        self._failed_attempts.clear()
         if self._seen.full():
             dropped = self._seen.get_nowait()
-            self._telemetry.emit(
-                AuditNotPossible(uid=self._node.uid, epoch=dropped.epoch, reason="audits cannot keep up")
-            )
-        asked = frozenset(member.uid for member in done.request.group if member.contributes)
-        round_seen = RoundSeen(
-            epoch=done.epoch,
-            attempt=done.request.attempt,
-            live=self._live,
-            asked=asked,
-            delivered=asked & frozenset(outcome.participants),
-        )
-        self._seen.put_nowait(EpochSeen(done.epoch, done.base, outcome, (round_seen,)))
+            self._not_audited(dropped.epoch, "audits cannot keep up")
+        self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.base, done.result.outcome, rounds))
+
+    def _note_failed(self, done: EndedRound) -> None:
+        failed = failed_senders(done.request, done.result.outcome, self._spec.averaging.exchange_seconds)
+        self._failed_attempts.append(failed_attempt(done.request, failed))
+        del self._failed_attempts[:-REMEMBERED_ATTEMPTS]
+        hotkeys = {member.peer.hotkey for member in done.request.group if member.uid in failed}
+        self._memory.note(failed=self._memory.now.failed | hotkeys)
+
+    def _completed(self, done: EndedRound) -> RoundSeen:
+        delivered = {m.peer.hotkey for m in done.request.group if m.uid in done.result.outcome.participants}
+        failed = self._memory.now.failed - delivered
+        self._memory.note(failed=failed)
+        owing = {uid for uid, hotkey in enumerate(self._chain.metagraph.hotkeys) if hotkey in failed}
+        return completed_round(done.request, done.result.outcome, self._live, owing)
+
+    def _not_audited(self, epoch: int, reason: str) -> None:
+        self._telemetry.emit(AuditNotPossible(uid=self._node.uid, epoch=epoch, reason=reason))
+
+    async def _keep_new_states(self) -> None:
+        while True:
+            await self._new_state.wait()
+            self._new_state.clear()
+            await self._keeper.keep()
 
     async def _watch(self) -> None:
         while True:
@@ -124,13 +154,15 @@ class Validator:
 
     async def _tick(self) -> None:
         metagraph = self._chain.metagraph
+        self._node.require_place(metagraph)
         uids = range(len(metagraph.hotkeys))
         views = await self._census.ask(metagraph, uids, CENSUS_SECONDS)
         views = (*views, self._node.view())
         self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
-        if not await self._catch_up.check(views, metagraph.stake):
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
+        if not await self._catch_up.check(views, metagraph.stake, len(validators)):
             return
         await self._lead_if_due(metagraph, views)
 
@@ -138,92 +170,63 @@ class Validator:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch
         if self._epoch_block is None or self._epoch_block[0] != state:
             self._epoch_block = (state, block)
-        validators = validators_of(metagraph, limits.validator_stake)
-        turn = schedule.leader(validators, state[0], block, limits.turn_blocks)
-        over = self._until_epoch is not None and state[0] >= self._until_epoch
-        if turn != self._node.uid or over:
+        if not self._is_our_turn(metagraph, state[0], block):
             return
-        barred = schedule.excluded(self._memory.exclusions, state[0])
-        candidates = tuple(view for view in views if view.peer.hotkey not in barred)
-        if not schedule.ready(candidates, state, block - self._epoch_block[1], limits):
+        memory = self._memory.now
+        excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
+        admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners)
+        if not schedule.ready(admitted, state, block - self._epoch_block[1], limits):
             return
-        attempts = await self._leader.lead(metagraph, state, schedule.group(candidates, state, barred))
-        self._settle(metagraph, state[0], attempts)
+        made = self._attempts_made(state, block // limits.turn_blocks)
+        attempts = await self._leader.lead(metagraph, state, schedule.group(admitted, state), made)
+        self._attempts += len(attempts)
+        if attempts:
+            await self._settle(metagraph, state[0], attempts)
 
-    def _settle(self, metagraph: Metagraph, epoch: int, attempts: Sequence[Attempt]) -> None:
+    def _is_our_turn(self, metagraph: Metagraph, epoch: int, block: int) -> bool:
+        if self._until_epoch is not None and epoch >= self._until_epoch:
+            return False
+        validators = validators_of(metagraph, self._spec.epoch.validator_stake)
+        return schedule.leader(validators, epoch, block, self._spec.epoch.turn_blocks) == self._node.uid
+
+    def _attempts_made(self, state: tuple[int, str], turn: int) -> int:
+        """How many attempts this validator made at this state in this turn."""
+        if self._led != (state, turn):
+            self._led, self._attempts = (state, turn), 0
+        return self._attempts
+
+    async def _settle(self, metagraph: Metagraph, epoch: int, attempts: Sequence[Attempt]) -> None:
         """Remember who spoiled attempts, forgive who delivered, and have the new state published."""
-        exclusions = self._memory.exclusions
+        exclusions = self._memory.now.exclusions
         for attempt in attempts:
-            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.named)]
+            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.spoilers)]
             exclusions = schedule.exclude(exclusions, spoilers, epoch)
-            for uid, hotkey in zip(sorted(attempt.named), spoilers, strict=True):
+            for uid, hotkey in zip(sorted(attempt.spoilers), spoilers, strict=True):
                 until = exclusions[hotkey].until_epoch
                 self._telemetry.emit(Excluded(uid=self._node.uid, miner=uid, epoch=epoch, until_epoch=until))
-        if attempts and attempts[-1].completed:
+        if attempts[-1].completed:
             last = attempts[-1]
             contributors = [m.uid for m in last.group if m.contributes and m.uid in last.confirmed]
             exclusions = schedule.forgive(exclusions, {metagraph.hotkeys[uid] for uid in contributors})
             samples = sum(last.answers[uid].samples for uid in contributors)
-            self._publications.put_nowait((epoch + 1, samples, tuple(contributors)))
-        self._memory = replace(self._memory, exclusions=exclusions)
-        self._memory = without_old_exclusions(self._memory, frozenset(metagraph.hotkeys))
-        self._file.save(self._memory)
-
-    async def _publish(self) -> None:
-        while True:
-            epoch, samples, contributors = await self._publications.get()
-            await self._publisher.publish(epoch, samples, contributors)
+            if self._ended_with is not None and self._ended_with.epoch == epoch + 1:
+                self._publisher.add(Publication(self._ended_with, samples, tuple(contributors)))
+        self._memory.note(exclusions=exclusions)
+        await self._memory.change(**without_strangers(self._memory.now, frozenset(metagraph.hotkeys)))
 
     async def _audit(self) -> None:
         while True:
-            seen = await self._seen.get()
-            metagraph = self._chain.metagraph
-            before = self._memory.book
-            if before.epoch is not None and seen.epoch <= before.epoch:
-                continue  # the run went back to a state before; what was scored stays scored
-            evidence = await self._desk.examine(metagraph, seen)
-            miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
-            after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
-            self._memory = replace(self._memory, book=after)
-            self._file.save(self._memory)
-            self._telemetry.emit(score_epoch(before, after, rows, self._rules))
+            await self._audit_epoch(await self._seen.get())
 
-    async def _pay(self) -> None:
-        while True:
-            last, block = self._memory.weights_block, self._chain.block
-            due = last is None or block - last >= self._spec.scoring.weights_interval
-            if due and self._memory.book.epoch is not None:
-                await self._set_weights(block)
-            await self._clock.sleep(TICK_SECONDS)
-
-    async def _set_weights(self, block: int) -> None:
+    async def _audit_epoch(self, seen: EpochSeen) -> None:
         metagraph = self._chain.metagraph
-        if metagraph.owner_uid is None:
-            raise ChainFault("the subnet's owner has no uid: there is nobody whose weight is burned")
-        shares = process(
-            weights(self._memory.book) or {},
-            uids=len(metagraph),
-            owner_uid=metagraph.owner_uid,
-            min_allowed=metagraph.min_allowed_weights,
-            max_limit=metagraph.max_weights_limit,
-        )
-        try:
-            outcome = await set_weights(
-                self._client, self._wallet, self._netuid, shares, version_key=self._spec.scoring.version_key
-            )
-            status, detail, wait = str(outcome.status), outcome.message, outcome.blocks_to_wait
-        except ChainUnavailable as error:
-            status, detail, wait = "unavailable", str(error), CHAIN_PATIENCE_BLOCKS
-        self._telemetry.emit(
-            WeightsSet(
-                uid=self._node.uid,
-                block=block,
-                mechid=0,
-                weights={str(uid): weight for uid, weight in shares.items()},
-                outcome=status,
-                detail=detail,
-            )
-        )
-        interval = self._spec.scoring.weights_interval
-        self._memory = replace(self._memory, weights_block=block - interval + wait if wait else block)
-        self._file.save(self._memory)
+        before = self._memory.now.book
+        if before.epoch is not None and seen.epoch <= before.epoch:
+            self._not_audited(seen.epoch, f"epoch {before.epoch} was scored before; what was scored stays scored")
+            return
+        late = self._node.status().epoch > seen.epoch + ASKED_IN_TIME
+        evidence = await self._desk.examine(metagraph, seen, late=late)
+        miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
+        after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
+        await self._memory.change(book=after)
+        self._telemetry.emit(score_epoch(before, after, rows, self._rules))

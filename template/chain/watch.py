@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from dataclasses import dataclass
 
 from bittensor import Client
@@ -9,7 +11,7 @@ from bittensor import Client
 from template.chain.faults import translated
 from template.chain.metagraph import Metagraph, read_metagraph
 from template.clock import Clock
-from template.errors import ChainFault
+from template.errors import ChainFault, ConfigurationError
 from template.telemetry import Event, Telemetry
 
 
@@ -23,11 +25,21 @@ class ChainSilent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ChainWatchConfig:
-    """`refresh_blocks`: blocks between two reads of the metagraph; `poll_seconds`: between two looks at the head."""
+    """`refresh_blocks`: blocks between two reads of the metagraph; `poll_seconds`: between two looks at the head.
+
+    A chain that does not answer within `answer_seconds` counts as silent; it is asked again after pauses that double
+    up to `longest_retry_seconds`.
+    """
 
     refresh_blocks: int = 5
     poll_seconds: float = 1.0
     longest_retry_seconds: float = 60.0
+    answer_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ConfigurationError(f"--chain.{field.name} must be above 0")
 
 
 class ChainWatch:
@@ -71,8 +83,11 @@ class ChainWatch:
 
     async def _look(self) -> None:
         with translated("reading the head of the chain"):
-            block = await self._client.block()
+            async with asyncio.timeout(self._config.answer_seconds):
+                block = await self._client.block()
         if block - self.metagraph.block >= self._config.refresh_blocks:
             netuid, mechid = self.metagraph.netuid, self.metagraph.mechid
-            self.metagraph = await read_metagraph(self._client, netuid, mechid)
+            with translated(f"reading the metagraph of subnet {netuid}"):
+                async with asyncio.timeout(self._config.answer_seconds):
+                    self.metagraph = await read_metagraph(self._client, netuid, mechid)
         self.block = max(block, self.metagraph.block)

@@ -16,7 +16,7 @@ from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.huggingface_client import Timeouts
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.hub.retry import RetryPolicy
-from distributed_training.hub.secret import Secret
+from template.config import Secret
 from template.telemetry import MemorySink, Telemetry
 from tests.servers.hub import HubServer, Repository
 

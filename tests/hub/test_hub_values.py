@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.hub.build import HubConfig, build_hub
+from distributed_training.hub.build import HubConfig, build_hub, require_token
 from distributed_training.hub.card import card
 from distributed_training.hub.directory import DirectoryHub
 from distributed_training.hub.hub import FileDigest, Release, manifest_of, read_manifest
 from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.retry import RetryPolicy, retry_after
-from distributed_training.hub.secret import Secret
 from template.clock import SystemClock
+from template.config import Secret
 from template.errors import ConfigurationError, HubError
 from template.telemetry import Telemetry
 
@@ -157,7 +157,7 @@ def test_a_secret_is_not_shown() -> None:
 def test_a_secret_that_was_copied_badly_is_refused_without_showing_it(value: str) -> None:
     """The usual mistake is a line end; the message must not repeat the value."""
     with pytest.raises(ConfigurationError) as caught:
-        Secret(value)
+        require_token(Secret(value))
     assert not value or value not in str(caught.value)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from template.clock import ManualClock, SystemClock
-from template.errors import ConfigurationError, Unreachable
-from template.neuron import Ending, NeuronConfig, Restart, Supervisor, run_neuron
+from template.errors import ConfigurationError, Unreachable, WalletError
+from template.neuron import Ending, NeuronConfig, Restart, Supervisor, run_neuron, together
 from template.telemetry import MemorySink, Telemetry
 
 ROOT = Path(__file__).parents[2]
@@ -410,3 +410,31 @@ def test_a_wrong_parent_is_refused() -> None:
     status, _, err = finish(launch("async def entry(): return await neuron(parent=1234567)"))
     assert status == 2
     assert "process 1234567 is not the parent" in err
+
+
+async def fail(error: Exception) -> None:
+    raise error
+
+
+async def forever(ended: list[str]) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append("cancelled")
+
+
+async def test_of_loops_that_run_together_the_failure_of_one_ends_all() -> None:
+    """As itself, not as a group: an operator's error stays one line."""
+    ended: list[str] = []
+    with pytest.raises(WalletError, match="no key"):
+        await together(forever(ended), fail(WalletError("no key")), forever(ended))
+    assert ended == ["cancelled"] * 2
+
+
+async def test_a_bug_beside_an_operator_s_error_is_not_hidden() -> None:
+    """Two errors of ours are one line; an error that is a bug is always shown."""
+    with pytest.raises(WalletError):
+        await together(fail(WalletError("a")), fail(WalletError("b")))
+    with pytest.raises(ExceptionGroup) as caught:
+        await together(fail(WalletError("a")), fail(ZeroDivisionError()))
+    assert caught.group_contains(ZeroDivisionError)

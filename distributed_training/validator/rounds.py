@@ -1,0 +1,54 @@
+"""What a validator makes of the rounds it took part in: who delivered, who failed, and who has to make up for it. Pure.
+
+Only what this validator saw itself counts. A failed attempt counts against the senders whose part did not come to us
+whole and sound, and for nobody. A miner that failed stays out of the groups for a while; those epochs count against it
+as well, until it delivers again: else being excluded would pay better than delivering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from distributed_training.averaging.outcome import RoundOutcome
+from distributed_training.protocol import AllReduce
+from distributed_training.scoring.participation import RoundSeen
+
+
+def contributors(request: AllReduce) -> frozenset[int]:
+    """The uids that were to put something into the average."""
+    return frozenset(member.uid for member in request.group if member.contributes)
+
+
+def failed_senders(request: AllReduce, outcome: RoundOutcome, exchange_seconds: float) -> frozenset[int]:
+    """Whose part we did not get in a failed attempt, by its own doing; `exchange_seconds` is what the run allows.
+
+    Nobody's, if the leader gave less time than the run does; if a reducer failed as well, who may have caused it; or
+    if we name more than half of the contributors: the fault is then more likely ours.
+    """
+    asked = contributors(request)
+    named = {failure.uid for failure in outcome.failures if failure.role == "sender" and failure.state == "EXCHANGE"}
+    doubtful = any(failure.role == "reducer" for failure in outcome.failures)
+    hurried = request.deadlines.exchange < exchange_seconds
+    if hurried or doubtful or 2 * len(named & asked) > len(asked):
+        return frozenset()
+    return frozenset(named & asked)
+
+
+def failed_attempt(request: AllReduce, failed: frozenset[int]) -> RoundSeen:
+    """An attempt that came to nothing: it counts against those who failed and does not concern the others."""
+    everybody = frozenset(member.uid for member in request.group)
+    return RoundSeen(epoch=request.epoch, attempt=request.attempt, live=everybody, asked=failed, delivered=frozenset())
+
+
+def completed_round(
+    request: AllReduce, outcome: RoundOutcome, live: frozenset[int], owing: Collection[int]
+) -> RoundSeen:
+    """The round that ended an epoch. `live` answered before it; `owing` failed the last time that they were asked."""
+    asked = contributors(request)
+    return RoundSeen(
+        epoch=request.epoch,
+        attempt=request.attempt,
+        live=live | asked,
+        asked=asked | frozenset(owing),
+        delivered=asked & frozenset(outcome.participants),
+    )

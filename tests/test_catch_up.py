@@ -1,0 +1,243 @@
+"""Back in step: which state is right, where it is fetched from, and that no round is disturbed by it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed_training.averaging.state_transfer import StateServer
+from distributed_training.catch_up import CatchUp, CatchUpConfig
+from distributed_training.hub.hub import ModelTag
+from distributed_training.hub.memory import MemoryHub
+from distributed_training.schedule import View
+from template.clock import ManualClock
+from template.telemetry import Telemetry
+from tests.roles import Neuron, Subnet, subnet
+
+STAKES = (100.0, 100.0, 100.0, 1000.0)  # the last one is the miner
+
+
+@dataclass
+class Scene:
+    """Three validators, of which the first two are at epoch 1, and a miner (uid 3) that is not."""
+
+    net: Subnet
+    catch_up: CatchUp
+    hub: MemoryHub
+    clock: ManualClock
+
+    @property
+    def miner(self) -> Neuron:
+        return self.net.neurons[3]
+
+    @property
+    def right(self) -> tuple[int, str]:
+        return self.net.neurons[0].state
+
+    def views(self, *uids: int) -> list[View]:
+        return [view for view in self.net.views() if view.uid in uids]
+
+    async def check(self, *uids: int) -> bool:
+        return await self.catch_up.check(self.views(*uids), STAKES, 3)
+
+    def sources(self) -> list[str]:
+        return [event["source"] for event in self.miner.told("CaughtUp")]
+
+    def failed(self) -> list[str]:
+        return [event["source"] for event in self.miner.told("CatchUpFailed")]
+
+
+@asynccontextmanager
+async def scene(folder: Path, **config: float) -> AsyncIterator[Scene]:
+    async with subnet(folder, miners=1, validators=3) as net:
+        clock = ManualClock()
+        for uid in (0, 1):
+            await step(net.neurons[uid], 1.0)
+        hub = MemoryHub(telemetry=Telemetry(), clock=clock)
+        catch_up = net.catch_up(3, hub, clock, CatchUpConfig(**config))  # type: ignore[arg-type]
+        catch_up.settled = True  # what a start is like has tests of its own
+        async with serving(net.neurons[0]), serving(net.neurons[1]), serving(net.neurons[2]):
+            yield Scene(net, catch_up, hub, clock)
+
+
+def serving(neuron: Neuron) -> StateServer:
+    return StateServer(
+        neuron.transport,
+        run_id=neuron.averager._run_id,
+        provider=neuron.keeper.offer,
+        allow=neuron.known.__contains__,
+    )
+
+
+async def step(neuron: Neuron, by: float) -> None:
+    """End an epoch with an average of that value, and offer the state."""
+    await neuron.worker.apply(np.full(neuron.engine.layout.size, by, np.float32))
+    await neuron.keeper.save()
+
+
+async def test_who_is_behind_fetches_at_once_from_a_peer(tmp_path: Path) -> None:
+    """The state is verified, kept, and told with its source; nothing is left in the folder."""
+    async with scene(tmp_path) as at:
+        assert await at.check(0, 1, 2)
+        assert at.miner.state == at.right
+        assert at.sources() in (["peer:0"], ["peer:1"])
+        assert at.miner.keeper.offer(1) is not None
+        assert list((tmp_path / "neuron3").iterdir()) == []
+
+
+async def test_miners_and_stakeless_views_have_no_say(tmp_path: Path) -> None:
+    """The validators' stake decides; where three of them stand apart, nobody is right."""
+    async with scene(tmp_path) as at:
+        views = [dataclasses.replace(view, is_validator=False) for view in at.views(0, 1)] + at.views(2)
+        assert await at.catch_up.check(views, STAKES, 3)
+        await step(at.net.neurons[1], 1.0)
+        assert await at.check(0, 1, 2)
+        assert at.miner.engine.epoch == 0
+        assert at.miner.told("OutOfStep") == []
+
+
+async def test_a_source_with_another_state_gives_way_to_the_next(tmp_path: Path) -> None:
+    """One of two holders serves something else than it says; both are tried, the right one is taken."""
+    async with scene(tmp_path) as at:
+        liar, honest = at.views(0, 1)
+        await step(at.net.neurons[2], -1.0)  # epoch 1, another state
+        liar = dataclasses.replace(liar, uid=2, peer=at.views(2)[0].peer)
+        assert await at.catch_up.check([liar, honest], STAKES, 3)
+        assert at.miner.state == at.right
+        assert at.sources() == ["peer:1"]
+        assert at.failed() in ([], ["peer:2"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+async def test_corrupt_files_are_not_taken(tmp_path: Path, name: str) -> None:
+    """A bit that tipped over at the source, under whatever digest; then the hub, which has the right one."""
+    async with scene(tmp_path) as at:
+        keeper = at.net.neurons[0].keeper
+        folder = keeper.folder(1)
+        assert folder is not None
+        await publish(at, folder)
+        content = bytearray((folder / name).read_bytes())
+        content[-9] ^= 1
+        (folder / name).write_bytes(content)
+        views = [view for view in at.views(0, 1) if view.uid == 0] + [
+            dataclasses.replace(view, peer=at.views(0)[0].peer) for view in at.views(1)
+        ]
+        assert await at.catch_up.check(views, STAKES, 3)
+        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1"], ["hub"])
+        assert at.miner.state == at.right
+
+
+async def publish(at: Scene, folder: Path) -> None:
+    epoch, state_hash = at.right
+    tag = ModelTag(
+        run_id=at.net.spec.run_id,
+        epoch=epoch,
+        state_hash=state_hash,
+        samples=1,
+        participants=(3,),
+        held_out_loss=None,
+    )
+    await at.hub.publish(folder, tag)
+
+
+async def test_the_hub_is_the_last_source(tmp_path: Path) -> None:
+    """When no peer can be reached."""
+    async with scene(tmp_path) as at:
+        folder = at.net.neurons[0].keeper.folder(1)
+        assert folder is not None
+        await publish(at, folder)
+        for uid in (0, 1):
+            at.net.streams.kill(f"peer{uid}")
+        assert await at.check(0, 1, 2)
+        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1"], ["hub"])
+
+
+async def test_after_a_failure_all_sources_are_left_alone_for_a_while(tmp_path: Path) -> None:
+    """Not once a second; a new majority is tried at once."""
+    async with scene(tmp_path, retry_seconds=10) as at:
+        at.net.neurons[0].keeper._offers.clear()
+        at.net.neurons[1].keeper._offers.clear()
+        assert not await at.check(0, 1, 2)
+        assert len(at.failed()) == 3  # two peers and the hub
+        assert not await at.check(0, 1, 2)
+        assert len(at.failed()) == 3
+        await at.clock.advance(11)
+        assert not await at.check(0, 1, 2)
+        assert len(at.failed()) == 6
+        for uid in (0, 1):
+            await step(at.net.neurons[uid], 1.0)
+        assert await at.check(0, 1, 2)
+        assert at.miner.engine.epoch == 2
+
+
+async def test_another_hash_of_the_same_epoch_is_given_up_only_after_patience(tmp_path: Path) -> None:
+    """The others may only not have committed yet; ours is dropped if they stay where they are."""
+    async with scene(tmp_path, patience=10) as at:
+        await step(at.miner, -1.0)
+        wrong = at.miner.state
+        assert not await at.check(0, 1, 2)
+        await at.clock.advance(9)
+        assert not await at.check(0, 1, 2)
+        assert at.miner.state == wrong
+        await at.clock.advance(1)
+        assert await at.check(0, 1, 2)
+        assert at.miner.state == at.right
+
+
+async def test_who_is_ahead_waits_for_the_others(tmp_path: Path) -> None:
+    """It may have committed first; patience begins anew when the others move."""
+    async with scene(tmp_path, patience=10) as at:
+        await step(at.miner, 1.0)
+        await step(at.miner, 1.0)
+        assert not await at.check(0, 1, 2)
+        await at.clock.advance(9)
+        for uid in (0, 1):
+            await step(at.net.neurons[uid], 1.0)
+        assert await at.check(0, 1, 2)
+        assert at.miner.told("OutOfStep") == []
+
+
+async def test_no_state_is_adopted_in_a_round(tmp_path: Path) -> None:
+    """A round that ends during the transfer keeps what it decided: the average belongs to the state it began at."""
+    async with scene(tmp_path) as at:
+        await at.miner.turn.acquire()  # as a round does
+        task = asyncio.create_task(at.check(0, 1, 2))
+        await asyncio.sleep(0.3)
+        assert at.miner.engine.epoch == 0
+        await step(at.miner, -3.0)  # the round commits
+        at.miner.turn.release()
+        assert not await task
+        assert at.miner.engine.epoch == 1
+        assert at.miner.state != at.right
+        assert "a round has ended meanwhile" in at.miner.told("CatchUpFailed")[0]["reason"]
+
+
+async def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    """Half a state of gigabytes must not stay for ever."""
+    async with scene(tmp_path) as at:
+        (tmp_path / "neuron3" / "incoming-abc").mkdir()
+        (tmp_path / "neuron3" / "incoming-abc" / "model.safetensors").write_bytes(b"half")
+        assert await at.check(0, 1, 2)
+        assert list((tmp_path / "neuron3").iterdir()) == []
+
+
+async def test_who_starts_waits_to_hear_from_all_validators(tmp_path: Path) -> None:
+    """Some have not answered yet: no state is taken for right before patience ends; then that of most is."""
+    async with scene(tmp_path, patience=10) as at:
+        at.catch_up.settled = False
+        unsettled = [dataclasses.replace(view, settled=False) for view in at.views(0, 1)]
+        assert not await at.catch_up.check(unsettled, STAKES, 3)
+        assert at.miner.engine.epoch == 0
+        await at.clock.advance(10)
+        assert await at.catch_up.check(unsettled, STAKES, 3)
+        assert at.miner.state == at.right
+        assert not at.catch_up.settled
+        assert await at.catch_up.check(unsettled, STAKES, 3)
+        assert at.catch_up.settled

@@ -1,0 +1,83 @@
+"""A checkpoint on disk, and what of it is offered to peers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed_training.keeper import Keeper
+from template.errors import StateError
+from tests.roles import Neuron, subnet
+
+
+async def end_epoch(neuron: Neuron) -> None:
+    await neuron.worker.apply(np.ones(neuron.engine.layout.size, np.float32))
+
+
+async def test_an_offer_names_the_bytes_on_disk(tmp_path: Path) -> None:
+    """Each file with its size and digest, under the hash of the engine's state."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron = net.neurons[1]
+        await neuron.keeper.save()
+        offer, folder = neuron.keeper.offer(0), neuron.keeper.folder(0)
+        assert offer is not None
+        assert folder is not None
+        assert offer.state_hash == neuron.engine.state_hash
+        assert {f.entry.name for f in offer.files} == {path.name for path in folder.iterdir()}
+        for file in offer.files:
+            content = (folder / file.entry.name).read_bytes()
+            assert (file.entry.size, file.entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+async def test_only_this_epoch_and_the_last_are_offered(tmp_path: Path) -> None:
+    """What is gone from the disk is not promised."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron = net.neurons[1]
+        for _ in range(3):
+            await neuron.keeper.save()
+            await end_epoch(neuron)
+        await neuron.keeper.save()
+        assert [neuron.keeper.offer(epoch) is not None for epoch in range(5)] == [False, False, True, True, False]
+
+
+async def test_another_state_of_the_same_epoch_replaces_the_offer(tmp_path: Path) -> None:
+    """After a wrong state was given up, nobody is offered its digests."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron, other = net.neurons[0], net.neurons[1]
+        await end_epoch(neuron)
+        await neuron.keeper.save()
+        await other.worker.apply(np.full(other.engine.layout.size, -1, np.float32))
+        right = other.engine.state
+        await neuron.worker.run(lambda engine: engine.adopt(right))
+        await neuron.keeper.save()
+        offer = neuron.keeper.offer(1)
+        assert offer is not None
+        assert offer.state_hash == right.hash
+
+
+async def test_a_restarted_neuron_offers_what_it_loaded(tmp_path: Path) -> None:
+    """A new keeper over the same folder, after its first save."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron = net.neurons[1]
+        await end_epoch(neuron)
+        await neuron.keeper.save()
+        again = Keeper(tmp_path / "checkpoint1", neuron.worker, neuron.telemetry)
+        assert again.offer(1) is None
+        assert await neuron.worker.run(lambda engine: engine.load(tmp_path / "checkpoint1"))
+        await again.save()
+        assert again.offer(1) == neuron.keeper.offer(1)
+
+
+async def test_a_disk_that_takes_nothing_is_told_and_training_goes_on(tmp_path: Path) -> None:
+    """`save` raises, for the start; `keep` says so, for the rest of the life."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron = net.neurons[1]
+        (tmp_path / "checkpoint1").write_text("a file is in the way")
+        with pytest.raises(StateError, match="cannot be written"):
+            await neuron.keeper.save()
+        await neuron.keeper.keep()
+        assert neuron.told("NotSaved")[0]["what"] == "checkpoint"
+        assert neuron.keeper.offer(0) is None

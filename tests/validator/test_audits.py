@@ -1,0 +1,324 @@
+"""Audits over the wire: honest work passes, everything else is told apart, and no miner can hurt another's audit."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed_training.averaging.outcome import RoundOutcome, RoundState
+from distributed_training.engine.audit import Auditor
+from distributed_training.protocol import Record, Train, TrainResponse, Transfer
+from distributed_training.scoring.combine import Evidence
+from distributed_training.scoring.participation import RoundSeen, Standing
+from distributed_training.validator import audits
+from distributed_training.validator.audits import AuditDesk, EpochSeen, drawn
+from template.errors import Refused, SourceUnavailable
+from template.transport.dendrite import DendriteConfig
+from template.transport.policy import Caller
+from tests.roles import AUDIT, Subnet, metagraph_of, subnet
+
+Answer = Callable[[Train, TrainResponse], TrainResponse]
+ALL = dataclasses.replace(AUDIT, records_per_miner=100)
+
+
+@dataclass
+class Court:
+    """One validator's desk; miners report what they trained, changed by `tampered`."""
+
+    net: Subnet
+    desk: AuditDesk
+    tampered: dict[int, Answer]
+    asked: list[tuple[int, int]]  # uid, offset
+
+    def seen(self, **changes: object) -> EpochSeen:
+        engine = self.net.neurons[0].engine
+        outcome = RoundOutcome(
+            round_id="b" * 32,
+            state=RoundState.DONE,
+            participants=(1, 2),
+            agreed=(1, 2),
+            failures=(),
+            accusations={},
+            transfers=(
+                Transfer(uid=1, bytes_sent=9, bytes_received=500, seconds_sending=1, seconds_receiving=0.5),
+                Transfer(uid=2, bytes_sent=9, bytes_received=0, seconds_sending=1, seconds_receiving=0.5),
+            ),
+            average_hash=None,
+            total_weight=None,
+            seconds={},
+        )
+        everybody = frozenset(self.net.neurons)
+        rounds = (RoundSeen(epoch=0, attempt=0, live=everybody, asked=frozenset({1, 2}), delivered=frozenset({1, 2})),)
+        seen = EpochSeen(engine.epoch, engine.state_hash, engine.state.params, outcome, rounds)
+        return dataclasses.replace(seen, **changes)  # type: ignore[arg-type]
+
+    async def examine(self, **changes: object) -> dict[int, Evidence]:
+        evidence = await self.desk.examine(self.net.chain.metagraph, self.seen(**changes))
+        return {item.uid: item for item in evidence}
+
+    def findings(self, uid: int) -> list[str]:
+        return [e["reason"] for e in self.net.neurons[0].told("Audited") if e["miner"] == uid]
+
+
+@asynccontextmanager
+async def court(folder: Path, miners: int = 2, records: int = 3, **changes: object) -> AsyncIterator[Court]:
+    async with subnet(folder, miners, audit=ALL, **changes) as net:
+        neuron = net.neurons[0]
+        desk = AuditDesk(
+            uid=0,
+            spec=net.spec,
+            loader=net.loader,
+            auditor=Auditor(net.spec, net.loader.tokenizer.vocab_size),
+            worker=neuron.worker,
+            dendrite=neuron.dendrite,
+            telemetry=neuron.telemetry,
+            rng=random.Random(0),
+        )
+        at = Court(net, desk, {}, [])
+        for uid in range(1, miners + 1):
+            await net.train(uid, records)
+            net.neurons[uid].axon.attach(Train, answering(at, uid), validators_only=True)
+        yield at
+
+
+def answering(at: Court, uid: int) -> Callable[..., object]:
+    async def answer(request: Train, caller: Caller) -> TrainResponse:
+        at.asked.append((uid, request.offset))
+        work = at.net.neurons[uid].engine.work
+        page = work.records[request.offset : request.offset + request.limit]
+        honest = TrainResponse(
+            epoch=request.epoch,
+            state_hash=work.state_hash,
+            records_hash="c" * 64,
+            total_records=len(work.records),
+            records=page,
+            mean_loss=None,
+            samples=work.samples,
+            seconds=1.0,
+            batch_size=1,
+        )
+        return at.tampered.get(uid, lambda _, response: response)(request, honest)
+
+    return answer
+
+
+def changed(which: int, **fields: object) -> Answer:
+    """The honest records, one of them with other fields."""
+
+    def tamper(request: Train, honest: TrainResponse) -> TrainResponse:
+        records = [r.model_copy(update=fields if r.number == which else {}) for r in honest.records]
+        return honest.model_copy(update={"records": tuple(records)})
+
+    return tamper
+
+
+async def test_honest_work_is_evidence_in_full(tmp_path: Path) -> None:
+    """Every record agrees, all samples count, transfers and rounds come along."""
+    async with court(tmp_path) as at:
+        evidence = await at.examine()
+        for uid in (1, 2):
+            assert [audit.passed for audit in evidence[uid].audits] == [True] * 3
+            assert evidence[uid].steps.samples == at.net.neurons[uid].engine.samples
+            assert evidence[uid].standings == (Standing.DELIVERED,)
+            assert evidence[uid].unobserved == ""
+        assert [(t.bytes, t.seconds) for t in evidence[1].transfers] == [(500, 0.5)]
+        assert evidence[2].transfers == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "finding"),
+    [
+        ({"loss": 1.0}, "loss differs"),
+        ({"gradient": (0.5,) * 16}, "gradient differs"),
+        ({"gradient": (1e308,) * 16}, "gradient differs"),
+        ({"gradient": ()}, "wrong number of gradient values"),
+        ({"pages": (0,)}, "pages are not the assigned ones"),
+        ({"pages": ()}, "pages are not the assigned ones"),
+        ({"number": 2**53}, "pages are not the assigned ones"),
+        ({"samples": 2**53}, "samples are not what the pages hold"),
+    ],
+)
+async def test_a_tampered_record_fails(tmp_path: Path, fields: dict[str, object], finding: str) -> None:
+    """With its reason; its samples do not count, and the other miner's audit is not touched."""
+    async with court(tmp_path) as at:
+        at.tampered[1] = changed(1, **fields)
+        evidence = await at.examine()
+        assert [a.finding for a in evidence[1].audits if not a.passed] == [finding]
+        honest = at.net.neurons[1].engine.records
+        assert evidence[1].steps.samples == sum(r.samples for r in honest if r.number != 1)
+        assert all(audit.passed for audit in evidence[2].audits)
+
+
+async def test_no_answer_is_no_steps(tmp_path: Path) -> None:
+    """Silence and a refusal are observations: nothing was shown, so nothing is paid."""
+    async with court(tmp_path) as at:
+        axon = at.net.neurons[1].axon
+        at.net.wire.remove(axon.hotkey)
+
+        def refuse(request: Train, honest: TrainResponse) -> TrainResponse:
+            raise Refused("not now", status=409, reason="busy")
+
+        at.tampered[2] = refuse
+        evidence = await at.examine()
+        at.net.wire.add(axon)
+        for uid in (1, 2):
+            assert (evidence[uid].audits, evidence[uid].steps.samples, evidence[uid].unobserved) == ((), 0, "")
+        assert {event["miner"] for event in at.net.neurons[0].told("Unseen")} == {1, 2}
+
+
+async def test_a_corpus_that_cannot_be_read_changes_nobody_s_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage of ours: unobserved, with the reason told."""
+    async with court(tmp_path) as at:
+
+        def unavailable(page: int) -> object:
+            raise SourceUnavailable("the disk is away")
+
+        monkeypatch.setattr(at.net.loader.source, "read", unavailable)
+        at.net.loader._cache.clear()
+        evidence = await at.examine()
+        assert all("the disk is away" in item.unobserved for item in evidence.values())
+        assert len(at.net.neurons[0].told("AuditNotPossible")) == 2
+
+
+async def test_our_own_numbers_that_are_not_finite_judge_nobody(tmp_path: Path) -> None:
+    """A broken base state is the validator's fault; every miner is looked at all the same."""
+    async with court(tmp_path) as at:
+        broken = np.full(at.net.neurons[0].engine.layout.size, np.inf, np.float32)
+        evidence = await at.examine(base=broken)
+        assert sorted(evidence) == [1, 2]
+        assert all("not finite" in item.unobserved for item in evidence.values())
+
+
+async def test_a_failed_audit_stands_when_the_next_one_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before the outage is still evidence."""
+    async with court(tmp_path, miners=1, records=2) as at:
+        at.tampered[1] = lambda request, honest: honest.model_copy(
+            update={"records": tuple(r.model_copy(update={"loss": 1.0}) for r in honest.records)}
+        )
+        first = at.net.loader.micro_batch
+        calls: list[int] = []
+
+        def once(epoch: int, uid: int, number: int) -> object:
+            calls.append(number)
+            if len(calls) > 1:
+                raise SourceUnavailable("away")
+            return first(epoch, uid, number)
+
+        monkeypatch.setattr(at.net.loader, "micro_batch", once)
+        evidence = (await at.examine())[1]
+        assert [audit.passed for audit in evidence.audits] == [False]
+        assert "away" in evidence.unobserved
+
+
+async def test_records_of_another_state_are_no_steps_and_no_fraud(tmp_path: Path) -> None:
+    """A miner that was out of step trained honestly, but not this epoch."""
+    async with court(tmp_path, miners=1) as at:
+        at.tampered[1] = lambda request, honest: honest.model_copy(update={"state_hash": "d" * 64})
+        evidence = (await at.examine())[1]
+        assert (evidence.audits, evidence.steps.samples) == ((), 0)
+        assert "its records are of" in at.net.neurons[0].told("Unseen")[0]["reason"]
+
+
+LONG = 600
+
+
+def record(number: int, **fields: object) -> Record:
+    return Record(**{"number": number, "pages": (0,), "samples": 1, "loss": 1.0, "gradient": (), **fields})  # type: ignore[arg-type]
+
+
+def paging(total: int, page: Callable[[int], int]) -> Answer:
+    """Claims `total` records and gives `page(offset)` of them."""
+
+    def answer(request: Train, honest: TrainResponse) -> TrainResponse:
+        records = tuple(record(request.offset + i) for i in range(page(request.offset)))
+        return honest.model_copy(update={"total_records": total, "records": records})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("total", "page", "offsets", "reported"),
+    [
+        (LONG, lambda offset: min(256, LONG - offset), [0, 256, 512], LONG),
+        (2**53, lambda offset: 256, [0, 256, 512], 768),  # never more pages than an epoch can have
+        (2**53, lambda offset: 0, [0], 0),
+        (2**53, lambda offset: 256 if offset == 0 else 0, [0, 256], 256),
+        (1, lambda offset: 256, [0], 256),
+    ],
+)
+async def test_paging_is_bounded_whatever_the_miner_says(
+    tmp_path: Path, total: int, page: Callable[[int], int], offsets: list[int], reported: int
+) -> None:
+    """As many pages as the epoch can fill, none after an empty one, none beyond what was stated."""
+    async with court(tmp_path, miners=1, records=1) as at:
+        at.net.loader.spec = dataclasses.replace(at.net.loader.spec, pages_per_epoch=700)
+        at.tampered[1] = paging(total, page)
+        target = at.net.wire.target(1, at.net.neurons[1].axon.hotkey)
+        reports = await at.desk._reports([target], at.seen(), late=False)
+        assert [offset for _, offset in at.asked] == offsets
+        assert len(reports[1].records) == reported
+
+
+async def test_records_that_change_between_pages_are_counted_once(tmp_path: Path) -> None:
+    """The same number again on the next page is a duplicate, whatever it says now."""
+    async with court(tmp_path, miners=1, records=2) as at:
+        at.net.loader.spec = dataclasses.replace(at.net.loader.spec, pages_per_epoch=700)
+
+        def again(request: Train, honest: TrainResponse) -> TrainResponse:
+            mine = at.net.neurons[1].engine.records
+            return honest.model_copy(update={"total_records": 300, "records": mine if request.offset < 512 else ()})
+
+        at.tampered[1] = again
+        evidence = (await at.examine())[1]
+        assert evidence.steps.samples == at.net.neurons[1].engine.samples
+        assert evidence.steps.duplicate == 2
+
+
+async def test_who_is_given_no_data_is_not_examined(tmp_path: Path) -> None:
+    """Uids beyond the run's, validators that contributed nothing, and who serves no axon."""
+    async with court(tmp_path) as at:
+        graph = metagraph_of(12, (0, 3))
+        graph = dataclasses.replace(graph, axons=(*graph.axons[:4], None, *graph.axons[5:]))
+        assert at.desk.miners(graph, at.seen()) == {1, 2, 5, 6, 7}
+
+
+async def test_a_query_that_was_never_sent_is_not_the_miner_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The validator's own queue was full until the deadline."""
+    async with court(tmp_path, miners=1) as at:
+        monkeypatch.setattr(audits, "TRAIN_SECONDS", 0.2)
+        for _ in range(DendriteConfig().concurrency):
+            await at.net.neurons[0].dendrite._turns.acquire()
+        evidence = (await at.examine())[1]
+        assert "could not ask" in evidence.unobserved
+
+
+def test_a_record_that_claims_more_is_drawn_more_often() -> None:
+    """In proportion: 30 times the samples of each of 30 others is half of all draws; without claims nearly never."""
+    records = [record(0, samples=240), *(record(n, samples=8) for n in range(1, 31)), record(31, samples=0)]
+    rng = random.Random(1)
+    draws = Counter(drawn(records, 1, rng)[0].number for _ in range(4000))
+    assert 0.46 < draws[0] / 4000 < 0.54
+    assert draws[31] <= 5
+    assert len({r.number for r in drawn(records, 5, rng)}) == 5
+    assert len(drawn(records, 100, rng)) == 32
+
+
+def test_an_absurd_claim_is_always_drawn() -> None:
+    """So nobody is ever paid for it."""
+    records = [*(record(n, samples=8) for n in range(63)), record(63, samples=2**53)]
+    rng = random.Random(2)
+    assert all(drawn(records, 1, rng)[0].number == 63 for _ in range(500))

@@ -1,0 +1,195 @@
+"""Weights on a real embedded chain, block by block: when, to whom, and what follows from a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bittensor import Client
+
+from distributed_training.scoring.combine import Entry, ScoreBook
+from distributed_training.validator.memory import MemoryFile, Remembered
+from distributed_training.validator.paymaster import CHAIN_PATIENCE_BLOCKS, Paymaster, earned
+from template.chain.connect import connect
+from template.chain.local import operator
+from template.chain.local.genesis import Registration, create_chain
+from template.chain.local.ledger import Ledger
+from template.chain.metagraph import read_metagraph, read_weights
+from template.clock import ManualClock
+from template.telemetry import MemorySink, Telemetry
+from tests.roles import Chain, metagraph_of, run_spec
+from tests.template.chain.conftest import DevWallet, wallet_of
+
+INTERVAL = 10
+
+
+@dataclass
+class Office:
+    """A validator (uid 1) with a permit, miners m1 (2) and m2 (3), and the chain under the test's hand."""
+
+    path: Path
+    client: Client
+    view: Chain
+    memory: Remembered
+    paymaster: Paymaster
+    sink: MemorySink
+
+    async def advance(self, blocks: int) -> None:
+        with Ledger(self.path) as ledger:
+            operator.advance(ledger, blocks)
+        self.view.metagraph = await read_metagraph(self.client, 1)
+        self.view.block = self.view.metagraph.block
+
+    async def until(self, block: int) -> None:
+        """Go to that block; an extrinsic moves the head by one as well."""
+        await self.advance(block - await self.client.block())
+
+    def earn(self, **shares: float) -> None:
+        uids = {"m1": 2, "m2": 3}
+        entries = tuple(
+            Entry(uid=uids[name], hotkey=wallet_of(name).keys.hotkey, ema=ema) for name, ema in shares.items()
+        )
+        self.memory.note(book=ScoreBook(epoch=0, entries=entries))
+
+    async def tick(self) -> list[str]:
+        """What one look at the chain led to."""
+        before = len(self.sink.records)
+        if self.paymaster.due():
+            await self.paymaster.pay()
+        return [record["outcome"] for record in self.sink.records[before:]]
+
+    async def weights(self) -> dict[int, float]:
+        return {uid: round(w, 3) for uid, w in (await read_weights(self.client, 1)).get(1, {}).items()}
+
+
+@asynccontextmanager
+async def office(folder: Path, wallet: DevWallet | None = None) -> AsyncIterator[Office]:
+    path = folder / "chain.db"
+    neurons = [Registration(wallet_of("v").keys, 1000.0), *(Registration(wallet_of(n).keys) for n in ("m1", "m2"))]
+    create_chain(path, owner=wallet_of("owner").keys, neurons=neurons, block_seconds=12.0, tempo=20, manual=True)
+    sink = MemorySink()
+    telemetry = Telemetry([sink])
+    scoring = replace(run_spec(folder).scoring, weights_interval=INTERVAL, version_key=0)
+    memory = Remembered(MemoryFile(folder / "validator.json"), "run-1", telemetry)
+    view = Chain(metagraph_of(1))
+    async with connect(f"local://{path}") as client:
+        paymaster = Paymaster(
+            uid=1,
+            spec=scoring,
+            netuid=1,
+            chain=view,
+            client=client,
+            wallet=wallet or wallet_of("v"),  # type: ignore[arg-type]
+            memory=memory,
+            telemetry=telemetry,
+            clock=ManualClock(),
+        )
+        made = Office(path, client, view, memory, paymaster, sink)
+        await made.advance(25)  # past the first epoch of the chain: the validator has its permit
+        yield made
+
+
+async def test_nothing_is_set_before_an_epoch_was_scored(tmp_path: Path) -> None:
+    """No evidence, no weights: not even a burn."""
+    async with office(tmp_path) as at:
+        assert await at.tick() == []
+        at.earn(m1=3.0, m2=1.0)
+        assert await at.tick() == ["set"]
+        assert await at.weights() == {2: 0.75, 3: 0.25}
+
+
+async def test_nobody_earned_anything_burns(tmp_path: Path) -> None:
+    """All weight to the owner's uid, never evenly to all."""
+    async with office(tmp_path) as at:
+        at.earn(m1=0.0, m2=0.0)
+        assert await at.tick() == ["set"]
+        assert await at.weights() == {0: 1.0}
+
+
+async def test_weights_are_set_once_an_interval(tmp_path: Path) -> None:
+    """Also over a restart: the block is in the memory file."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        start = at.view.block
+        assert await at.tick() == ["set"]
+        await at.until(start + INTERVAL - 1)
+        assert await at.tick() == []
+        assert MemoryFile(tmp_path / "validator.json").load("run-1").weights_block == start
+        await at.until(start + INTERVAL)
+        assert await at.tick() == ["set"]
+
+
+async def test_rate_limited_is_tried_again_after_the_wait(tmp_path: Path) -> None:
+    """As many blocks later as the chain said, not an interval later."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        assert await at.tick() == ["set"]
+        at.memory.note(weights_block=None)  # as if the memory was lost
+        await at.advance(1)
+        start = at.view.block
+        assert await at.tick() == ["rate_limited"]
+        assert await at.tick() == []
+        assert at.memory.now.weights_block is not None
+        wait = at.memory.now.weights_block + INTERVAL - start
+        assert 1 < wait < INTERVAL
+        await at.until(start + wait - 1)
+        assert await at.tick() == []
+        await at.until(start + wait)
+        assert await at.tick() == ["set"]
+
+
+async def test_a_refusal_is_told_and_tried_at_the_next_interval(tmp_path: Path) -> None:
+    """Not every second; the reason is in the event."""
+    async with office(tmp_path, wallet_of("m1")) as at:  # a hotkey without a permit
+        at.earn(m2=1.0)
+        start = at.view.block
+        assert await at.tick() == ["refused"]
+        assert "NeuronNoValidatorPermit" in at.sink.records[-1]["detail"]
+        await at.until(start + INTERVAL - 1)
+        assert await at.tick() == []
+        await at.until(start + INTERVAL)
+        assert await at.tick() == ["refused"]
+
+
+async def test_a_silent_chain_is_tried_again_a_few_blocks_later(tmp_path: Path) -> None:
+    """Nothing is lost by an outage."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        away = at.path.rename(tmp_path / "away.db")
+        real, at.paymaster._client = at.client, Silent()  # type: ignore[assignment]
+        assert await at.tick() == ["unavailable"]
+        assert await at.tick() == []
+        away.rename(at.path)
+        at.paymaster._client = real
+        await at.advance(CHAIN_PATIENCE_BLOCKS)
+        assert await at.tick() == ["set"]
+
+
+class Silent:
+    """A client whose node is gone."""
+
+    async def execute(self, *_: object) -> None:
+        raise ConnectionRefusedError("no route to the node")
+
+
+async def test_an_owner_without_a_uid_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    """There is nobody to burn to; the validator goes on and tries again."""
+    async with office(tmp_path) as at:
+        at.earn()
+        at.view.metagraph = replace(at.view.metagraph, owner_hotkey="5Gone")
+        assert await at.tick() == ["refused"]
+        assert "nobody whose weight is burned" in at.sink.records[-1]["detail"]
+        assert await at.tick() == []
+
+
+async def test_who_lost_its_uid_is_not_paid_and_neither_is_its_successor(tmp_path: Path) -> None:
+    """What a hotkey earned is not handed on with the uid."""
+    async with office(tmp_path) as at:
+        at.earn(m1=3.0, m2=1.0)
+        hotkeys = list(at.view.metagraph.hotkeys)
+        hotkeys[2] = "5Newcomer"
+        graph = replace(at.view.metagraph, hotkeys=tuple(hotkeys))
+        assert earned(at.memory.now.book, graph) == {3: 1.0}
+        assert earned(at.memory.now.book, replace(graph, hotkeys=graph.hotkeys[:2])) == {}

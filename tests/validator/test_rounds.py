@@ -1,0 +1,82 @@
+"""What rounds say of miners: only own certainty counts, and who failed makes up for it by delivering."""
+
+from __future__ import annotations
+
+import pytest
+
+from distributed_training.averaging.outcome import RoundOutcome, RoundState
+from distributed_training.protocol import AllReduce, Deadlines, Failure
+from distributed_training.scoring.participation import Standing, participation_score, standing
+from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
+from tests.validator.test_lead import members
+
+
+def request(exchange: float = 2.0, size: int = 5) -> AllReduce:
+    return AllReduce(
+        run_id="run-1",
+        epoch=3,
+        state_hash="a" * 64,
+        attempt=0,
+        round_id="b" * 32,
+        group=members(size),
+        codec="none",
+        deadlines=Deadlines(connect=1, exchange=exchange, commit=1),
+    )
+
+
+def outcome(*failures: tuple[int, str, str], participants: tuple[int, ...] = ()) -> RoundOutcome:
+    return RoundOutcome(
+        round_id="b" * 32,
+        state=RoundState.DONE if participants else RoundState.ABORTED,
+        participants=participants,
+        agreed=participants,
+        failures=tuple(
+            Failure.model_validate(dict(zip(("uid", "state", "role"), f, strict=True), reason="r")) for f in failures
+        ),
+        accusations={},
+        transfers=(),
+        average_hash=None,
+        total_weight=None,
+        seconds={},
+    )
+
+
+def test_a_sender_whose_part_we_did_not_get_failed() -> None:
+    """And nobody else of that attempt did."""
+    assert failed_senders(request(), outcome((2, "EXCHANGE", "sender")), 2.0) == {2}
+    seen = failed_attempt(request(), frozenset({2}))
+    assert standing(2, seen) is Standing.FAILED
+    assert participation_score([standing(1, seen)]) is None
+
+
+@pytest.mark.parametrize(
+    "failures",
+    [
+        [(2, "CONNECT", "voter")],  # a leader may not have asked it at all
+        [(2, "COMMIT", "voter")],
+        [(2, "EXCHANGE", "reducer")],
+        [(2, "EXCHANGE", "sender"), (3, "EXCHANGE", "reducer")],  # the reducer may have lied of the sender's weight
+        [(1, "EXCHANGE", "sender"), (2, "EXCHANGE", "sender"), (3, "EXCHANGE", "sender")],  # rather our own line
+        [(0, "EXCHANGE", "sender")],  # puts nothing in
+    ],
+)
+def test_what_may_be_another_s_doing_counts_against_nobody(failures: list[tuple[int, str, str]]) -> None:
+    """An honest miner must not lose through a leader, a reducer or this validator."""
+    assert failed_senders(request(), outcome(*failures), 2.0) == frozenset()
+
+
+def test_a_leader_in_a_hurry_makes_nobody_fail() -> None:
+    """Shorter deadlines than the run's are accepted, but being late for them is no fault."""
+    assert failed_senders(request(exchange=0.01), outcome((2, "EXCHANGE", "sender")), 2.0) == frozenset()
+
+
+def test_a_completed_round_counts_for_who_is_in_it() -> None:
+    """Left out by the leader: excused. Left out after a failure of its own: not."""
+    seen = completed_round(request(size=3), outcome(participants=(1, 2)), frozenset({0, 1, 2, 3, 4}), {4})
+    assert [standing(uid, seen) for uid in (1, 2, 3, 4, 5)] == [
+        Standing.DELIVERED,
+        Standing.DELIVERED,
+        Standing.LEFT_OUT,
+        Standing.FAILED,
+        Standing.ABSENT,
+    ]

@@ -1,0 +1,231 @@
+"""A validator: leads when it is its turn, remembers who spoiled, audits, scores and publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distributed_training.engine.audit import Auditor
+from distributed_training.engine.engine import Contribution, Engine
+from distributed_training.hub.memory import MemoryHub
+from distributed_training.schedule import Exclusion
+from distributed_training.validator.audits import AuditDesk
+from distributed_training.validator.lead import RoundLeader
+from distributed_training.validator.memory import MemoryFile, Remembered
+from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.validator import Validator
+from template.clock import Clock, ManualClock, SystemClock
+from tests.roles import AVERAGING, EPOCH, Subnet, subnet
+
+
+class Unpaid:
+    """Stands in for the paymaster, which has tests of its own on a chain."""
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_epoch: int | None = None) -> Validator:
+    neuron, clock = net.neurons[uid], clock or SystemClock()
+    telemetry, spec = neuron.telemetry, net.spec
+    hub = MemoryHub(telemetry=telemetry, clock=clock)
+    auditor = Auditor(spec, net.loader.tokenizer.vocab_size)
+    validator = Validator(
+        spec=spec,
+        chain=net.chain,
+        node=neuron.node,
+        engine=neuron.engine,
+        worker=neuron.worker,
+        keeper=neuron.keeper,
+        census=net.census(uid),
+        catch_up=net.catch_up(uid, hub, clock),
+        leader=RoundLeader(spec=spec, node=neuron.node, dendrite=neuron.dendrite, telemetry=telemetry, clock=clock),
+        desk=AuditDesk(
+            uid=uid,
+            spec=spec,
+            loader=net.loader,
+            auditor=auditor,
+            worker=neuron.worker,
+            dendrite=neuron.dendrite,
+            telemetry=telemetry,
+            rng=random.Random(0),
+        ),
+        publisher=Publisher(
+            uid=uid,
+            run_id=spec.run_id,
+            auditor=auditor,
+            worker=neuron.worker,
+            config=neuron.engine.architecture,
+            folder=net.folder,
+            hub=hub,
+            held_out=net.loader.held_out(),
+            telemetry=telemetry,
+        ),
+        paymaster=Unpaid(),  # type: ignore[arg-type]
+        memory=Remembered(MemoryFile(net.folder / f"validator{uid}.json"), spec.run_id, telemetry),
+        until_epoch=until_epoch,
+        telemetry=telemetry,
+        clock=clock,
+    )
+    validator.attach(neuron.axon)
+    return validator
+
+
+async def until_told(net: Subnet, kind: str, count: int = 1, uid: int = 0) -> list[dict[str, object]]:
+    for _ in range(2000):
+        if len(net.neurons[uid].told(kind)) >= count:
+            return net.neurons[uid].told(kind)
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{kind} was never told")
+
+
+async def test_an_epoch_from_training_to_scores(tmp_path: Path) -> None:
+    """Two miners and a validator by themselves: averaged, published, kept, audited, scored and remembered."""
+    async with subnet(tmp_path, attached=False) as net:
+        net.at_will = True
+        validator = validator_of(net, until_epoch=1)
+        running = [asyncio.create_task(role.run()) for role in (validator, net.miner(1), net.miner(2))]
+        (scored,) = await until_told(net, "EpochScored")
+        await until_told(net, "Published")
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        assert [(row["evidence"]["uid"], row["outcome"]) for row in scored["rows"]] == [(1, "scored"), (2, "scored")]  # type: ignore[attr-defined]
+        assert all(row["weight"] > 0 for row in scored["rows"])  # type: ignore[attr-defined]
+        assert {neuron.state for neuron in net.neurons.values()} == {net.neurons[0].state}
+        assert net.neurons[0].keeper.offer(1) is not None
+        assert [event["epoch"] for event in net.neurons[0].told("HeldOut")] == [0, 1]
+        memory = MemoryFile(tmp_path / "validator0.json").load(net.spec.run_id)
+        assert memory.book.epoch == 0
+        assert [entry.uid for entry in memory.book.entries] == [1, 2]
+
+
+async def attached(net: Subnet, clock: Clock | None = None, until_epoch: int | None = None) -> Validator:
+    """A validator whose miners serve rounds; nobody trains by itself."""
+    for uid, neuron in net.neurons.items():
+        if uid:
+            neuron.node.attach(neuron.axon, neuron.ended.append)
+    return validator_of(net, 0, clock, until_epoch)
+
+
+def led(net: Subnet) -> list[tuple[int, bool]]:
+    return [(event["attempt"], event["completed"]) for event in net.neurons[0].told("RoundLed")]
+
+
+async def test_it_leads_when_enough_was_trained_and_not_before(tmp_path: Path) -> None:
+    """By samples at once; by blocks with less; never beyond the epoch it was told to stop at."""
+    async with subnet(tmp_path, attached=False) as net:
+        validator = await attached(net, until_epoch=1)
+        await net.train(1, 1)
+        await validator._tick()
+        assert led(net) == []
+        net.chain.block += EPOCH.max_blocks
+        await validator._tick()
+        assert led(net) == [(0, True)]
+        await net.train(1, 8)
+        await validator._tick()
+        assert led(net) == [(0, True)]
+
+
+async def test_another_s_turn_is_another_s(tmp_path: Path) -> None:
+    """With two validators the turn passes every five blocks."""
+    async with subnet(tmp_path, miners=1, validators=2, attached=False) as net:
+        validator = await attached(net)
+        await net.train(2, 4)
+        net.chain.block = 5
+        await validator._tick()
+        assert led(net) == []
+        net.chain.block = 10
+        await validator._tick()
+        assert led(net) == [(0, True)]
+
+
+async def test_one_leader_makes_so_many_attempts_a_turn(tmp_path: Path) -> None:
+    """A round that cannot succeed is not tried every second; the next turn begins anew."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=0.2)
+    epoch = dataclasses.replace(EPOCH, attempts=2)
+    async with subnet(tmp_path, attached=False, averaging=short, epoch=epoch) as net:
+        validator = await attached(net)
+        for uid in (1, 2):
+            await net.train(uid, 4)
+        known = net.neurons[1].known
+        known.keep([net.neurons[0].axon.hotkey])
+        known.add = lambda hotkey, peer_id: None  # type: ignore[method-assign]
+        for _ in range(3):
+            await validator._tick()
+        assert led(net) == [(0, False), (1, False)]
+        net.chain.block += EPOCH.turn_blocks
+        await validator._tick()
+        assert led(net) == [(0, False), (1, False)] * 2
+
+
+class NotFinite(Engine):
+    """Puts infinity into the average, unseen by its own check."""
+
+    def contribution(self) -> Contribution:
+        honest = super().contribution()
+        return Contribution(np.full_like(honest.vector, np.inf), honest.samples, honest.records)
+
+
+async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named by two, left out of the next attempt, told; and it owes until it delivers again."""
+    monkeypatch.setattr("distributed_training.averaging.round._require_fit", lambda *_: None)
+    async with subnet(tmp_path, miners=4, attached=False) as net:
+        validator = await attached(net)
+        for uid in (1, 2, 3, 4):
+            await net.train(uid, 4)
+        net.neurons[3].engine.__class__ = NotFinite
+        await validator._tick()
+        assert led(net) == [(0, False), (1, True)]
+        assert [(e["miner"], e["until_epoch"]) for e in net.neurons[0].told("Excluded")] == [(3, 1)]
+        hotkey = net.neurons[3].axon.hotkey
+        memory = MemoryFile(tmp_path / "validator0.json").load(net.spec.run_id)
+        assert memory.exclusions == {hotkey: Exclusion(1, 1)}
+        assert memory.failed == {hotkey}
+        seen = validator._seen.get_nowait()
+        assert [(3 in r.asked, 3 in r.delivered) for r in seen.rounds] == [(True, False), (True, False)]
+        assert [(1 in r.asked, 1 in r.delivered) for r in seen.rounds] == [(False, False), (True, True)]
+
+
+async def test_who_delivers_again_is_forgiven(tmp_path: Path) -> None:
+    """Exclusion and debt of an earlier epoch end with a completed round."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        validator = await attached(net)
+        hotkey = net.neurons[1].axon.hotkey
+        validator._memory.note(exclusions={hotkey: Exclusion(1, 0)}, failed=frozenset({hotkey}))
+        await net.train(1, 4)
+        await validator._tick()
+        assert (validator._memory.now.exclusions, validator._memory.now.failed) == ({}, frozenset())
+
+
+async def test_audits_that_cannot_keep_up_drop_the_oldest(tmp_path: Path) -> None:
+    """Two epochs may wait; the third pushes the first one out, and that is told."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        validator = await attached(net)
+        for _ in range(3):
+            await net.train(1, 4)
+            await validator._tick()
+        assert [(e["epoch"], e["reason"]) for e in net.neurons[0].told("AuditNotPossible")] == [
+            (0, "audits cannot keep up")
+        ]
+        assert [validator._seen.get_nowait().epoch for _ in range(2)] == [1, 2]
+
+
+async def test_an_epoch_is_scored_once(tmp_path: Path) -> None:
+    """If the run goes back to an earlier state, what was scored stays scored."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        validator = await attached(net, ManualClock())
+        await net.train(1, 4)
+        await validator._tick()
+        seen = validator._seen.get_nowait()
+        await validator._audit_epoch(seen)
+        before = validator._memory.now.book
+        await validator._audit_epoch(seen)
+        assert validator._memory.now.book == before
+        assert len(net.neurons[0].told("EpochScored")) == 1
+        assert "what was scored stays scored" in net.neurons[0].told("AuditNotPossible")[0]["reason"]
