@@ -46,6 +46,22 @@ async def test_a_completed_round_moves_everybody_to_one_state(tmp_path: Path) ->
         assert net.neurons[1].told("RoundFinished")[0]["phases"].keys() >= {"CONNECT", "EXCHANGE", "COMMIT"}
 
 
+async def test_error_feedback_is_settled_by_rounds_that_complete(tmp_path: Path) -> None:
+    """In 4 bits: a miner owes what the codec lost, which an aborted round leaves as it is; a validator owes nothing."""
+    lossy = dataclasses.replace(AVERAGING, codec="int4-block64", error_feedback=True, connect_seconds=0.5)
+    async with subnet(tmp_path, averaging=lossy) as net:
+        owed = []
+        for taking_part in ((0, 1, 2), (0, 1)):
+            await net.train(1)
+            await net.train(2)
+            request = net.request()
+            answers = await asyncio.gather(*(net.neurons[uid].node.take_part(request) for uid in taking_part))
+            assert {a.completed for a in answers} == {taking_part == (0, 1, 2)}
+            owed.append([net.neurons[uid].engine.snapshot().residual for uid in range(3)])
+        assert [vector is not None and bool(vector.any()) for vector in owed[0]] == [False, True, True]
+        assert all(before is after for before, after in zip(*owed, strict=True))
+
+
 async def test_a_validator_keeps_what_the_epoch_was_trained_at(tmp_path: Path) -> None:
     """θ of the epoch that ended, for audits; a miner keeps none."""
     async with subnet(tmp_path, miners=1) as net:
