@@ -192,6 +192,22 @@ async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, mo
         assert [(1 in r.asked, 1 in r.delivered) for r in seen.rounds] == [(False, False), (True, True)]
 
 
+async def test_who_refuses_round_after_round_is_excluded(tmp_path: Path) -> None:
+    """Its own check finds NaN and it refuses: never named, but each time an attempt is lost."""
+    async with subnet(tmp_path, miners=4, attached=False) as net:
+        validator = await attached(net)
+        net.neurons[4].engine.__class__ = NotFinite
+        for _ in range(EPOCH.attempts):
+            for uid in (1, 2, 3, 4):
+                if net.neurons[uid].state != net.neurons[0].state:
+                    state = net.neurons[0].engine.state
+                    await net.neurons[uid].worker.run(lambda engine, state=state: engine.adopt(state))  # type: ignore[misc]
+                await net.train(uid, 4)
+            await validator._tick()
+        assert led(net) == [(0, False), (1, True)] * EPOCH.attempts
+        assert [(e["miner"], e["epoch"]) for e in net.neurons[0].told("Excluded")] == [(4, EPOCH.attempts - 1)]
+
+
 async def test_who_delivers_again_is_forgiven(tmp_path: Path) -> None:
     """Exclusion and debt of an earlier epoch end with a completed round."""
     async with subnet(tmp_path, miners=1, attached=False) as net:
