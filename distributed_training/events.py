@@ -57,7 +57,7 @@ class RoundFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundLed(Event):
-    """One attempt as its leader counts it: who was in the group, who completed, who was named by the majority."""
+    """One attempt as its leader counts it: who was in the group, who completed, by whom it failed."""
 
     uid: int
     epoch: int

@@ -2,7 +2,8 @@
 
 Blame. A fault seen with certainty (wrong bytes, a dead control stream, a part that did not come) is a Failure at once.
 A data stream that merely ended, or an average that did not come, may be a third member's doing: its peer is
-*suspected*, and named only if it does not explain itself soon by a vote that the round failed.
+*suspected*, and named only if it does not explain itself soon by a vote that the round failed. Who gives the round up
+and names nobody is at fault itself.
 """
 
 from __future__ import annotations
@@ -121,6 +122,20 @@ class Board:
         for uid, (role, reason) in self.suspects.items():
             if not self.links[uid].gave_up:
                 self.fail(uid, role, reason)
+
+    def name_the_mute(self) -> None:
+        """Name those who gave the round up for no reason that they tell."""
+        for uid, link in self.links.items():
+            if link.vote is not None and link.gave_up and not link.vote.failures:
+                self.fail(uid, "voter", "gave the round up and named nobody")
+
+    def reasons(self) -> tuple[Failure, ...]:
+        """Why we give the round up: the failures seen, and the suspicions."""
+        suspected = {
+            uid: failure(uid, self.state.value, role, f"suspected: {reason}")
+            for uid, (role, reason) in self.suspects.items()
+        }
+        return tuple((suspected | self.failures).values())
 
     def settled(self) -> bool:
         """Whether every suspect has explained itself and everybody accused by others was tried by ourselves."""

@@ -143,7 +143,8 @@ class Round:
         """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain."""
         if time.monotonic() >= deadline:
             self._name_the_late()
-        ballots = self._cast(Vote(average_hash=None, failures=tuple(self._board.failures.values())))
+        self._board.name_the_mute()
+        ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons()))
         settled = time.monotonic() + self._config.settle_seconds
         await self._board.until(lambda: _all_done(ballots) and self._board.settled(), settled, _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
@@ -274,9 +275,24 @@ class Round:
             return  # it has voted: what it came for is done
 
     def _lose(self, link: Link, stream: Stream, error: AveragingError) -> None:
-        if link.greeting is stream:  # and it did not come back on a newer one
-            link.lost = True
-            self._board.fail(link.member.uid, "voter", f"connection lost: {error}")
+        if link.greeting is not stream:  # it came back on a newer one
+            return
+        reason = f"connection lost: {error}"
+        if self._board.state in (RoundState.PREPARE, RoundState.CONNECT):
+            # It may have given up before it had a way to tell us; then it says so when it is asked again.
+            self._board.suspect(link.member.uid, "voter", reason)
+            self._board.spawn(self._ask_again(link))
+            return
+        link.lost = True
+        self._board.fail(link.member.uid, "voter", reason)
+
+    async def _ask_again(self, link: Link) -> None:
+        try:
+            stream = await self._open(link, "control")
+        except (AveragingError, Fault):
+            return  # it does not answer, either: the suspicion stands
+        if stream is not None:
+            stream.abort()
 
     # The end
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from distributed_training.averaging import leader
 from distributed_training.events import RoundLed
+from distributed_training.invitation import Reason
 from distributed_training.node import Node
 from distributed_training.peers import targets
 from distributed_training.protocol import AllReduce, AllReduceResponse, Deadlines, Member
@@ -21,9 +22,10 @@ from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.errors import Refused
 from template.telemetry import Telemetry
-from template.transport.dendrite import Dendrite
+from template.transport.dendrite import NOT_SENT, Dendrite
 
 CONNECTING = ("PREPARE", "CONNECT")
+EXCUSES = (Reason.NOT_THE_LEADER, Reason.BUSY, Reason.OTHER_STATE, Reason.NOTHING_TO_GIVE, NOT_SENT)
 ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the update and the way back
 
 
@@ -31,7 +33,8 @@ ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the upd
 class Attempt:
     """One attempt as the leader counts it, by uid. `survivors` are the members of the next one.
 
-    `gave_way`: this neuron itself is in another round, or its state has moved on.
+    `excused`: who refused for a reason that is no fault of its own, as when it is in another round. `gave_way`: this
+    neuron itself did so.
     """
 
     group: tuple[Member, ...]
@@ -39,6 +42,7 @@ class Attempt:
     confirmed: frozenset[int]
     survivors: tuple[Member, ...]
     completed: bool
+    excused: frozenset[int] = frozenset()
     gave_way: bool = False
 
     @property
@@ -55,10 +59,12 @@ class Attempt:
         return frozenset(member.uid for member in self.group) - self.answers.keys()
 
     @property
-    def named(self) -> frozenset[int]:
-        """Who is not asked again though it answered: the majority named it."""
-        gone = {m.uid for m in self.group} - {m.uid for m in self.survivors}
-        return frozenset(gone) - self.silent
+    def spoilers(self) -> frozenset[int]:
+        """The contributors that the attempt failed by: convicted by the majority, or asked and silent."""
+        if self.completed:
+            return frozenset()
+        contributing = {member.uid for member in self.group if member.contributes}
+        return frozenset(contributing - {member.uid for member in self.survivors} - self.excused)
 
 
 def count(
@@ -135,7 +141,8 @@ class RoundLeader:
         else:
             refusals[self._node.uid] = str(own)
         attempt = count(before, group, answers, self._spec.averaging.quorum)
-        attempt = replace(attempt, gave_way=isinstance(own, Refused))
+        excused = frozenset(uid for uid, outcome in outcomes.items() if outcome.reason in EXCUSES)
+        attempt = replace(attempt, excused=excused, gave_way=isinstance(own, Refused))
         self._telemetry.emit(
             RoundLed(
                 uid=self._node.uid,
@@ -145,7 +152,7 @@ class RoundLeader:
                 completed=attempt.completed,
                 group=[member.uid for member in group],
                 confirmed=sorted(attempt.confirmed),
-                named=sorted(attempt.named),
+                named=sorted(attempt.spoilers),
                 silent=sorted(attempt.silent),
                 refusals={str(uid): refusal for uid, refusal in refusals.items()},
                 seconds=self._clock.monotonic() - started,

@@ -57,8 +57,7 @@ def completed_round(
 class Attendance:
     """Counts the attempts in a row that each contributor did not come to, though it had just said that it is alive.
 
-    Who refuses or ignores `patience` of them spoils rounds like one who is named in them: each costs everybody an
-    attempt. One line that is down costs its owner nothing.
+    Who has an excuse for `patience` of them spoils rounds like one who has none: each costs everybody an attempt.
     """
 
     def __init__(self, patience: int) -> None:

@@ -221,7 +221,7 @@ class Validator:
         if attempt.gave_way:  # the others may be in the round that we are in ourselves
             return []
         hotkeys = {member.uid: member.peer.hotkey for member in attempt.group if member.contributes}
-        return sorted(hotkeys.keys() & (attempt.named | self._attendance.spoilers(hotkeys, attempt.silent)))
+        return sorted(hotkeys.keys() & (attempt.spoilers | self._attendance.spoilers(hotkeys, attempt.silent)))
 
     async def _audit(self) -> None:
         while True:

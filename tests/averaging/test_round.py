@@ -139,6 +139,18 @@ async def test_a_sender_of_nan_is_named_by_every_reducer(monkeypatch: pytest.Mon
         assert all([(f.uid, f.role) for f in r.outcome.failures] == [(2, "sender")] for r in results.values())
 
 
+@pytest.mark.parametrize("n", [3, 6])
+async def test_who_leaves_before_anybody_is_connected_is_the_only_one_named(n: int) -> None:
+    """The others give up one after another because of it, and must not take each other for the cause."""
+    async with memory_group(n) as (group, _):
+        plan = make_plan(group.members(), 10, deadlines=SHORT)
+        with pytest.raises(AveragingError, match="NaN"):
+            await group.averagers[1].run(plan, np.full(10, np.nan, dtype=np.float32), weights(plan)[1])
+        results = await group.run(plan, contributions(plan), without=[1])
+        require_abort(results, 1)
+        assert all(result.outcome.failures for result in results.values())
+
+
 async def test_our_own_nan_is_not_sent() -> None:
     """A member that would be refused says so itself; the others see it leave."""
     async with memory_group(3) as (group, _):

@@ -71,10 +71,10 @@ def test_different_states_are_not_added_up() -> None:
 
 
 def test_who_was_named_by_two_is_left_out() -> None:
-    """And counts as named, not as silent; the shares of the others sum to one again."""
+    """It spoiled the attempt; the shares of the others sum to one again."""
     answers = {0: failed(2), 1: failed(2), 2: failed(), 3: failed(2)}
     attempt = count([], members(4), answers, 0.67)
-    assert (attempt.named, attempt.silent) == ({2}, set())
+    assert (attempt.spoilers, attempt.silent) == ({2}, set())
     assert [m.uid for m in attempt.survivors] == [0, 1, 3]
     assert sum(m.share for m in attempt.survivors) == pytest.approx(1)
 
@@ -82,14 +82,16 @@ def test_who_was_named_by_two_is_left_out() -> None:
 def test_one_accuser_convicts_nobody() -> None:
     """It stays in, as does the accused, but reduces nothing any more."""
     attempt = count([], members(4), {0: failed(), 1: failed(2), 2: failed(), 3: failed()}, 0.67)
-    assert attempt.named == frozenset()
+    assert attempt.spoilers == frozenset()
     assert [(m.uid, m.share > 0) for m in attempt.survivors] == [(0, True), (1, False), (2, True), (3, True)]
 
 
-def test_who_was_silent_is_left_out_without_being_named() -> None:
-    """Its line may be down: no reason to exclude it from the next epoch."""
+def test_who_was_silent_spoiled_the_attempt_unless_it_is_excused() -> None:
+    """Who was asked and said nothing is left out; who is in another round, or only reduces, spoiled nothing."""
     attempt = count([], members(4), {0: failed(3), 1: failed(3), 2: failed(3)}, 0.67)
-    assert (attempt.named, attempt.silent) == (set(), {3})
+    assert (attempt.spoilers, attempt.silent) == ({3}, {3})
+    assert dataclasses.replace(attempt, excused=frozenset({3})).spoilers == frozenset()
+    assert count([], members(4), {uid: failed(0) for uid in (1, 2, 3)}, 0.67).spoilers == frozenset()
     assert [m.uid for m in attempt.survivors] == [0, 1, 2]
 
 
@@ -97,10 +99,10 @@ def test_hanging_up_because_another_did_not_come_is_no_fault() -> None:
     """One refuses; those who notice give up, and those who still connect to them see lost connections everywhere."""
     answers = {0: failed(1, 2, state="CONNECT"), 1: failed(2, state="PREPARE"), 2: failed(1, state="CONNECT")}
     attempt = count([], members(4), answers, 0.67)
-    assert (attempt.named, attempt.silent) == (set(), {3})
+    assert (attempt.spoilers, attempt.silent) == ({3}, {3})
     assert [(m.uid, m.share > 0) for m in attempt.survivors] == [(0, True), (1, True), (2, True)]
     everybody_came = count([], members(4), {**answers, 3: failed()}, 0.67)
-    assert everybody_came.named >= {2}
+    assert everybody_came.spoilers >= {2}
 
 
 def leader_of(net: Subnet, uid: int = 0) -> RoundLeader:
@@ -139,7 +141,7 @@ async def test_the_second_attempt_leaves_out_who_did_not_answer(tmp_path: Path) 
         state = net.neurons[0].state
         first, second = await leader_of(net).lead(net.chain.metagraph, state, group(group_before, state))
         net.wire.add(axon)
-        assert (first.completed, first.silent, first.named) == (False, {3}, set())
+        assert (first.completed, first.silent, first.spoilers) == (False, {3}, {3})
         assert (second.completed, second.confirmed) == (True, {0, 1, 2, 4})
         assert "3" in net.neurons[0].told("RoundLed")[0]["refusals"]
 
@@ -156,7 +158,7 @@ async def test_it_gives_up_within_the_attempts(tmp_path: Path) -> None:
         known.add = lambda hotkey, peer_id: None  # type: ignore[method-assign]
         attempts = await lead(net)
         assert [a.completed for a in attempts] == [False, False]
-        assert attempts[0].named == frozenset()  # one word stands against the other
+        assert attempts[0].spoilers == frozenset()  # one word stands against the other
         assert await lead(net, made=2) == []
         assert len(await lead(net, made=1)) == 1
         assert {neuron.engine.epoch for neuron in net.neurons.values()} == {0}
