@@ -67,3 +67,14 @@ def test_template_imports_without_torch() -> None:
         f"import importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=50)
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(240)
+def test_the_kit_s_own_tests_pass_without_torch() -> None:
+    """On a machine that has only what the kit needs, its tests pass as well."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.without_torch", "-m", "not integration"]
+    done = subprocess.run(
+        [*command, "tests/template"], cwd=ROOT, capture_output=True, text=True, timeout=230, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -35,7 +35,7 @@ from template.transport.axon import Axon
 
 TICK_SECONDS = 1.0
 CENSUS_SECONDS = 5.0
-WAITING_AUDITS = 2  # epochs; older ones are dropped when auditing cannot keep up
+WAITING_AUDITS = 4  # epochs, as long as miners keep their records; older ones are dropped
 ASKED_IN_TIME = 2  # epochs after which a miner may have forgotten its records
 REMEMBERED_ATTEMPTS = 16  # failed ones of the epoch in progress
 
