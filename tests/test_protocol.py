@@ -35,7 +35,8 @@ FAILURE = {"uid": 2, "state": "EXCHANGE", "role": "sender", "reason": "timeout"}
 MESSAGES: dict[type[Message], dict[str, Any]] = {
     IsAlive: {"run_id": "nano-0123456789ab"},
     IsAliveResponse: {
-        "epoch": 3, "state_hash": HASH, "samples": 16, "corpus": HASH, "settled": True, "peer": PEER, "version": "0.1.0",
+        "epoch": 3, "state_hash": HASH, "samples": 16, "corpus": HASH, "settled": True, "peer": PEER,
+        "version": "0.1.0",
     },
     Train: {"run_id": "nano-0123456789ab", "epoch": 3, "offset": 0, "limit": 10},
     TrainResponse: {
