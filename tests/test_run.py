@@ -77,7 +77,11 @@ def test_values_are_those_of_the_file() -> None:
         ("min_miners = 1", "min_miners = 0", r"epoch\.min_miners must be at least 1"),
         ("[epoch]", "[model.epoch]", r"unknown key 'model\.epoch'"),
         ("[data]", "[dta]", r"unknown key 'dta'"),
-        ("[model.config]\nn_layer = 2\nn_head = 4\nn_embd = 128", "config = 3", r"'model\.config' must be a section"),
+        (
+            "[model.config]\nn_layer = 2\nn_head = 4\nn_embd = 128\ninitializer_range = 0.06 ",
+            "config = 3 ",
+            r"'model\.config' must be a section",
+        ),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_remedy(tmp_path: Path, old: str, new: str, message: str) -> None:

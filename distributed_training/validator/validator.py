@@ -26,7 +26,7 @@ from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication, Publisher
-from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
+from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.neuron import together
@@ -85,6 +85,7 @@ class Validator:
         self._new_state = asyncio.Event()
         self._live: frozenset[int] = frozenset()
         self._failed_attempts: list[RoundSeen] = []
+        self._attendance = Attendance(spec.epoch.attempts)
         self._epoch_block: tuple[tuple[int, str], int] | None = None
         self._led: tuple[tuple[int, str], int] | None = None  # the state and turn that `_attempts` are counted of
         self._attempts = 0
@@ -126,7 +127,8 @@ class Validator:
 
     def _note_failed(self, done: EndedRound) -> None:
         failed = failed_senders(done.request, done.result.outcome, self._spec.averaging.exchange_seconds)
-        self._failed_attempts.append(failed_attempt(done.request, failed))
+        uids = frozenset(range(len(self._chain.metagraph)))
+        self._failed_attempts.append(failed_attempt(done.request, failed, uids))
         del self._failed_attempts[:-REMEMBERED_ATTEMPTS]
         hotkeys = {member.peer.hotkey for member in done.request.group if member.uid in failed}
         self._memory.note(failed=self._memory.now.failed | hotkeys)
@@ -199,9 +201,9 @@ class Validator:
         """Remember who spoiled attempts, forgive who delivered, and have the new state published."""
         exclusions = self._memory.now.exclusions
         for attempt in attempts:
-            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.spoilers)]
-            exclusions = schedule.exclude(exclusions, spoilers, epoch)
-            for uid, hotkey in zip(sorted(attempt.spoilers), spoilers, strict=True):
+            spoilers = {uid: metagraph.hotkeys[uid] for uid in self._spoilers(attempt)}
+            exclusions = schedule.exclude(exclusions, spoilers.values(), epoch)
+            for uid, hotkey in spoilers.items():
                 until = exclusions[hotkey].until_epoch
                 self._telemetry.emit(Excluded(uid=self._node.uid, miner=uid, epoch=epoch, until_epoch=until))
         if attempts[-1].completed:
@@ -213,6 +215,13 @@ class Validator:
                 self._publisher.add(Publication(self._ended_with, samples, tuple(contributors)))
         self._memory.note(exclusions=exclusions)
         await self._memory.change(**without_strangers(self._memory.now, frozenset(metagraph.hotkeys)))
+
+    def _spoilers(self, attempt: Attempt) -> list[int]:
+        """The contributors to exclude after an attempt; to lead and to reduce is the chain's to allow."""
+        if attempt.gave_way:  # the others may be in the round that we are in ourselves
+            return []
+        hotkeys = {member.uid: member.peer.hotkey for member in attempt.group if member.contributes}
+        return sorted(hotkeys.keys() & (attempt.spoilers | self._attendance.spoilers(hotkeys, attempt.silent)))
 
     async def _audit(self) -> None:
         while True:
