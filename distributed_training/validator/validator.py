@@ -89,6 +89,7 @@ class Validator:
         self._epoch_block: tuple[tuple[int, str], int] | None = None
         self._led: tuple[tuple[int, str], int] | None = None  # the state and turn that `_attempts` are counted of
         self._attempts = 0
+        self._overtaken_at: int | None = None  # the block at which the miners were first seen ahead of us
 
     def attach(self, axon: Axon) -> None:
         """Serve what a validator answers."""
@@ -172,7 +173,7 @@ class Validator:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch
         if self._epoch_block is None or self._epoch_block[0] != state:
             self._epoch_block = (state, block)
-        if not self._is_our_turn(metagraph, state[0], block):
+        if self._missed_its_end(views, state[0], block) or not self._is_our_turn(metagraph, state[0], block):
             return
         memory = self._memory.now
         excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
@@ -184,6 +185,15 @@ class Validator:
         self._attempts += len(attempts)
         if attempts:
             await self._settle(metagraph, state[0], attempts)
+
+    def _missed_its_end(self, views: tuple[schedule.View, ...], epoch: int, block: int) -> bool:
+        """Whether the miners seem to have ended the epoch without us. Believed for one turn: they may lie."""
+        if not schedule.overtaken(views, epoch):
+            self._overtaken_at = None
+            return False
+        if self._overtaken_at is None:
+            self._overtaken_at = block
+        return block - self._overtaken_at < self._spec.epoch.turn_blocks
 
     def _is_our_turn(self, metagraph: Metagraph, epoch: int, block: int) -> bool:
         if self._until_epoch is not None and epoch >= self._until_epoch:
