@@ -92,19 +92,27 @@ def admitted(
     return tuple(views)
 
 
-def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
-    """The (epoch, state hash) that at least half of the settled validators' stake stands at, or None.
+NEARLY_HALF = 0.45  # of the stake
 
-    `stakes` by uid. Two halves are a tie that everybody breaks alike, or nobody would ever leave it: the later epoch,
-    then the larger hash.
+
+def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that (nearly) half of the settled validators' stake stands at, or None. `stakes` by uid.
+
+    Where two halves differ, everybody has to choose alike, or nobody would ever leave it: the later epoch, because it
+    took a quorum of the miners to get there, then the larger hash.
     """
     weight: dict[tuple[int, str], float] = defaultdict(float)
     for view in views:
         if view.is_validator and view.settled:
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
-    best = max(weight, key=lambda state: (weight[state], state), default=None)
-    return best if best is not None and 2 * weight[best] >= total else None
+    return max((state for state, held in weight.items() if held >= NEARLY_HALF * total), default=None)
+
+
+def overtaken(views: Iterable[View], epoch: int) -> bool:
+    """Whether at least half of the miners are in a later epoch: whoever would lead `epoch` now has missed its end."""
+    miners = [view.epoch for view in views if not view.is_validator]
+    return bool(miners) and 2 * sum(at > epoch for at in miners) >= len(miners)
 
 
 @dataclass(frozen=True)

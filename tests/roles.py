@@ -43,13 +43,13 @@ from template.transport.memory import HOST, MemoryNetwork
 from tests.data.corpora import write_text
 from tests.engine import tiny
 
-EPOCH = EpochSpec(target_samples=8, max_blocks=5, min_miners=1, turn_blocks=5, attempts=3, validator_stake=10.0)
+EPOCH = EpochSpec(target_samples=4, max_blocks=5, min_miners=1, turn_blocks=5, attempts=3, validator_stake=10.0)
 AVERAGING = AveragingSpec(
     codec="none",
     error_feedback=False,
-    connect_seconds=2,
-    exchange_seconds=2,
-    commit_seconds=2,
+    connect_seconds=10,
+    exchange_seconds=10,
+    commit_seconds=10,
     quorum=0.67,
     max_weight=1000,
 )

@@ -33,7 +33,7 @@ def request(folder: Path, **changes: Any) -> AllReduce:
         "round_id": "b" * 32,
         "group": tuple(member(uid, spec.run_id) for uid in range(3)),
         "codec": "none",
-        "deadlines": Deadlines(connect=2, exchange=2, commit=2),
+        "deadlines": Deadlines(connect=10, exchange=10, commit=10),
     }
     return AllReduce(**{**fields, **changes})
 
@@ -48,7 +48,7 @@ def check(folder: Path, asked: AllReduce) -> None:
 def test_the_run_s_own_group_is_accepted(tmp_path: Path) -> None:
     """Neither members nor deadlines nor codec are objected to; shorter deadlines are fine."""
     check(tmp_path, request(tmp_path))
-    check(tmp_path, request(tmp_path, deadlines=Deadlines(connect=1, exchange=2, commit=2)))
+    check(tmp_path, request(tmp_path, deadlines=Deadlines(connect=1, exchange=10, commit=10)))
 
 
 WRONG: dict[str, tuple[Reason, Callable[[str, tuple[Member, ...]], tuple[Member, ...]]]] = {
@@ -87,7 +87,7 @@ def test_a_wrong_group_is_refused_with_its_word(tmp_path: Path, case: str) -> No
 @pytest.mark.parametrize("state", ["connect", "exchange", "commit"])
 def test_longer_deadlines_than_the_run_s_are_refused(tmp_path: Path, state: str) -> None:
     """A leader cannot hold everybody's training up."""
-    long = Deadlines(**{"connect": 2, "exchange": 2, "commit": 2, state: 2.5})
+    long = Deadlines(**{"connect": 10, "exchange": 10, "commit": 10, state: 10.5})
     with pytest.raises(Refused) as caught:
         check(tmp_path, request(tmp_path, deadlines=long))
     assert caught.value.reason == Reason.BAD_DEADLINES

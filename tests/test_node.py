@@ -149,7 +149,7 @@ async def test_a_second_round_at_the_same_time_is_refused(tmp_path: Path) -> Non
 
 async def test_training_is_resumed_on_every_way_out(tmp_path: Path) -> None:
     """Completed, aborted, refused, or cancelled in the middle."""
-    short = dataclasses.replace(AVERAGING, connect_seconds=0.3)
+    short = dataclasses.replace(AVERAGING, connect_seconds=1.0)
     async with subnet(tmp_path, miners=1, averaging=short) as net:
         miner = net.neurons[1]
 

@@ -35,7 +35,8 @@ FAILURE = {"uid": 2, "state": "EXCHANGE", "role": "sender", "reason": "timeout"}
 MESSAGES: dict[type[Message], dict[str, Any]] = {
     IsAlive: {"run_id": "nano-0123456789ab"},
     IsAliveResponse: {
-        "epoch": 3, "state_hash": HASH, "samples": 16, "corpus": HASH, "peer": PEER, "version": "0.1.0",
+        "epoch": 3, "state_hash": HASH, "samples": 16, "corpus": HASH, "settled": True, "peer": PEER,
+        "version": "0.1.0",
     },
     Train: {"run_id": "nano-0123456789ab", "epoch": 3, "offset": 0, "limit": 10},
     TrainResponse: {
@@ -163,3 +164,13 @@ def test_a_peer_binding_signs_every_part_of_it() -> None:
         peer.model_copy(update={"addresses": (*peer.addresses, "/ip4/1")}).signed_bytes("nano-1"),
     ]
     assert len({peer.signed_bytes("nano-1"), *others}) == 6
+
+
+@pytest.mark.parametrize("name", ["number", "samples"])
+def test_numbers_fit_a_float_exactly(name: str) -> None:
+    """A number of a thousand digits would be written to every log and break what draws it as a curve."""
+    Record.model_validate_json(json.dumps({**RECORD, name: 2**53}))
+    with pytest.raises(ValidationError):
+        Record.model_validate_json(json.dumps({**RECORD, name: 10**999}))
+    with pytest.raises(ValidationError):
+        Record.model_validate_json(json.dumps({**RECORD, "pages": [2**53 + 1]}))

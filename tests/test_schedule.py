@@ -84,14 +84,24 @@ def test_the_barred_stay_out_unless_nobody_else_is_left() -> None:
 
 
 def test_the_majority_is_counted_by_validators_stake() -> None:
-    """Miners have no say; a tie goes to the later epoch; without half of the stake nobody is right."""
+    """Miners have no say; a near tie goes to the later epoch; without nearly half of the stake nobody is right."""
     other, third = (4, "b" * 64), (5, "c" * 64)
     views = [view(1, validator=True), view(2, validator=True, state=other), view(3, samples=1, state=other)]
     assert schedule.majority_state(views, [0.0, 60.0, 40.0, 1000.0]) == STATE
     assert schedule.majority_state(views, [0.0, 50.0, 50.0, 1000.0]) == other
+    assert schedule.majority_state(views, [0.0, 52.0, 48.0, 1000.0]) == other
     split = [view(1, validator=True), view(2, validator=True, state=other), view(3, validator=True, state=third)]
     assert schedule.majority_state(split, [0.0, 40.0, 30.0, 30.0]) is None
     assert schedule.majority_state([views[2]], [0.0, 0.0, 0.0, 1.0]) is None
+
+
+def test_who_missed_the_end_of_an_epoch_notices() -> None:
+    """Half of the miners ahead is enough; validators do not count, and without miners nobody was overtaken."""
+    ahead = (4, "b" * 64)
+    views = [view(1, validator=True, state=ahead), view(2), view(3, state=ahead)]
+    assert schedule.overtaken(views, STATE[0])
+    assert not schedule.overtaken([*views, view(4)], STATE[0])
+    assert not schedule.overtaken(views[:1], STATE[0])
 
 
 def test_a_validator_that_was_away_does_not_pull_the_others_back() -> None:

@@ -115,7 +115,12 @@ class Libp2pTransport:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._run(reader, writer))
         self._tasks[task] = ""
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(lambda ended: self._drop(ended, writer))
+
+    def _drop(self, task: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:
+        """Here and not in the task: one that is cancelled before it begins runs no line of its own."""
+        del self._tasks[task]
+        writer.transport.abort()
 
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One incoming stream: what the daemon says of it, then its handler."""
@@ -132,8 +137,6 @@ class Libp2pTransport:
             log.debug("a stream ended before it began: %r", error)
         except Exception:
             log.exception("the handler of %s failed", info.proto)
-        finally:
-            writer.transport.abort()
 
 
 def parse_peer(peer_id: str, addresses: tuple[str, ...]) -> tuple[PeerID, list[Multiaddr]]:

@@ -24,6 +24,7 @@ from template.errors import Refused
 from template.telemetry import Telemetry
 from template.transport.dendrite import NOT_SENT, Dendrite
 
+CONNECTING = ("PREPARE", "CONNECT")
 EXCUSES = (Reason.NOT_THE_LEADER, Reason.BUSY, Reason.OTHER_STATE, Reason.NOTHING_TO_GIVE, NOT_SENT)
 ANSWER_MARGIN_SECONDS = 5.0  # on top of the states' deadlines: applying the update and the way back
 
@@ -46,7 +47,12 @@ class Attempt:
 
     @property
     def reports(self) -> leader.Attempt:
-        return leader.Attempt(members=self.group, reports={u: a.failures for u, a in self.answers.items()})
+        """What was reported of others. Who hung up before the data moved, while somebody else did not come at all, may
+        only have given up because of that: such reports are left out."""
+        reports = {uid: answer.failures for uid, answer in self.answers.items()}
+        if self.silent:
+            reports = {uid: tuple(f for f in seen if f.state not in CONNECTING) for uid, seen in reports.items()}
+        return leader.Attempt(members=self.group, reports=reports)
 
     @property
     def silent(self) -> frozenset[int]:
@@ -111,6 +117,8 @@ class RoundLeader:
         for number in range(made, self._spec.epoch.attempts):
             if not contributors(group) or contributors(group) < needed:
                 break
+            if not any(member.uid == self._node.uid for member in group):
+                break  # the others cannot work with us: whoever leads next may be luckier
             attempt = await self._attempt(metagraph, self._request(state, group, number), attempts)
             attempts.append(attempt)
             if attempt.completed or attempt.gave_way:

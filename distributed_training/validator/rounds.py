@@ -7,7 +7,8 @@ as well, until it delivers again: else being excluded would pay better than deli
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 
 from distributed_training.averaging.outcome import RoundOutcome
 from distributed_training.protocol import AllReduce
@@ -34,10 +35,9 @@ def failed_senders(request: AllReduce, outcome: RoundOutcome, exchange_seconds: 
     return frozenset(named & asked)
 
 
-def failed_attempt(request: AllReduce, failed: frozenset[int]) -> RoundSeen:
-    """An attempt that came to nothing: it counts against those who failed and does not concern the others."""
-    everybody = frozenset(member.uid for member in request.group)
-    return RoundSeen(epoch=request.epoch, attempt=request.attempt, live=everybody, asked=failed, delivered=frozenset())
+def failed_attempt(request: AllReduce, failed: frozenset[int], uids: frozenset[int]) -> RoundSeen:
+    """An attempt that came to nothing: of all `uids` it counts against those who failed, and for nobody."""
+    return RoundSeen(epoch=request.epoch, attempt=request.attempt, live=uids, asked=failed, delivered=frozenset())
 
 
 def completed_round(
@@ -52,3 +52,30 @@ def completed_round(
         asked=asked | frozenset(owing),
         delivered=asked & frozenset(outcome.participants),
     )
+
+
+class Attendance:
+    """Counts the attempts in a row that each contributor did not come to, though it had just said that it is alive.
+
+    Who has an excuse for `patience` of them spoils rounds like one who has none: each costs everybody an attempt.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._missed: Counter[str] = Counter()
+
+    def spoilers(self, hotkeys: Mapping[int, str], silent: Collection[int]) -> frozenset[int]:
+        """Whose patience is used up after an attempt of these contributors (hotkey by uid); their count begins anew.
+
+        Where more than half did not come, the fault is more likely the leader's, and nothing is counted.
+        """
+        missing = hotkeys.keys() & set(silent)
+        if 2 * len(missing) > len(hotkeys):
+            return frozenset()
+        for uid, hotkey in hotkeys.items():
+            self._missed[hotkey] = self._missed[hotkey] + 1 if uid in missing else 0
+        spoilers = frozenset(uid for uid in missing if self._missed[hotkeys[uid]] >= self._patience)
+        for uid in spoilers:
+            self._missed[hotkeys[uid]] = 0
+        self._missed += Counter()  # drops zeros
+        return spoilers

@@ -26,7 +26,7 @@ from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication, Publisher
-from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
+from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.neuron import together
@@ -85,9 +85,11 @@ class Validator:
         self._new_state = asyncio.Event()
         self._live: frozenset[int] = frozenset()
         self._failed_attempts: list[RoundSeen] = []
+        self._attendance = Attendance(spec.epoch.attempts)
         self._epoch_block: tuple[tuple[int, str], int] | None = None
         self._led: tuple[tuple[int, str], int] | None = None  # the state and turn that `_attempts` are counted of
         self._attempts = 0
+        self._overtaken_at: int | None = None  # the block at which the miners were first seen ahead of us
 
     def attach(self, axon: Axon) -> None:
         """Serve what a validator answers."""
@@ -126,7 +128,8 @@ class Validator:
 
     def _note_failed(self, done: EndedRound) -> None:
         failed = failed_senders(done.request, done.result.outcome, self._spec.averaging.exchange_seconds)
-        self._failed_attempts.append(failed_attempt(done.request, failed))
+        uids = frozenset(range(len(self._chain.metagraph)))
+        self._failed_attempts.append(failed_attempt(done.request, failed, uids))
         del self._failed_attempts[:-REMEMBERED_ATTEMPTS]
         hotkeys = {member.peer.hotkey for member in done.request.group if member.uid in failed}
         self._memory.note(failed=self._memory.now.failed | hotkeys)
@@ -170,7 +173,7 @@ class Validator:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch
         if self._epoch_block is None or self._epoch_block[0] != state:
             self._epoch_block = (state, block)
-        if not self._is_our_turn(metagraph, state[0], block):
+        if self._missed_its_end(views, state[0], block) or not self._is_our_turn(metagraph, state[0], block):
             return
         memory = self._memory.now
         excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
@@ -182,6 +185,15 @@ class Validator:
         self._attempts += len(attempts)
         if attempts:
             await self._settle(metagraph, state[0], attempts)
+
+    def _missed_its_end(self, views: tuple[schedule.View, ...], epoch: int, block: int) -> bool:
+        """Whether the miners seem to have ended the epoch without us. Believed for one turn: they may lie."""
+        if not schedule.overtaken(views, epoch):
+            self._overtaken_at = None
+            return False
+        if self._overtaken_at is None:
+            self._overtaken_at = block
+        return block - self._overtaken_at < self._spec.epoch.turn_blocks
 
     def _is_our_turn(self, metagraph: Metagraph, epoch: int, block: int) -> bool:
         if self._until_epoch is not None and epoch >= self._until_epoch:
@@ -199,9 +211,9 @@ class Validator:
         """Remember who spoiled attempts, forgive who delivered, and have the new state published."""
         exclusions = self._memory.now.exclusions
         for attempt in attempts:
-            spoilers = [metagraph.hotkeys[uid] for uid in sorted(attempt.spoilers)]
-            exclusions = schedule.exclude(exclusions, spoilers, epoch)
-            for uid, hotkey in zip(sorted(attempt.spoilers), spoilers, strict=True):
+            spoilers = {uid: metagraph.hotkeys[uid] for uid in self._spoilers(attempt)}
+            exclusions = schedule.exclude(exclusions, spoilers.values(), epoch)
+            for uid, hotkey in spoilers.items():
                 until = exclusions[hotkey].until_epoch
                 self._telemetry.emit(Excluded(uid=self._node.uid, miner=uid, epoch=epoch, until_epoch=until))
         if attempts[-1].completed:
@@ -213,6 +225,13 @@ class Validator:
                 self._publisher.add(Publication(self._ended_with, samples, tuple(contributors)))
         self._memory.note(exclusions=exclusions)
         await self._memory.change(**without_strangers(self._memory.now, frozenset(metagraph.hotkeys)))
+
+    def _spoilers(self, attempt: Attempt) -> list[int]:
+        """The contributors to exclude after an attempt; to lead and to reduce is the chain's to allow."""
+        if attempt.gave_way:  # the others may be in the round that we are in ourselves
+            return []
+        hotkeys = {member.uid: member.peer.hotkey for member in attempt.group if member.contributes}
+        return sorted(hotkeys.keys() & (attempt.spoilers | self._attendance.spoilers(hotkeys, attempt.silent)))
 
     async def _audit(self) -> None:
         while True:

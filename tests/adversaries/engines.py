@@ -69,7 +69,8 @@ class Copycat(FreeRider):
         theirs = Engine.train(self, self._loader.micro_batch(self.epoch, self._victim, batch.number))
         mine = theirs.model_copy(update={"pages": batch.pages, "samples": batch.samples})
         records = (*self.work.records[:-1], mine)
-        self._works = (*self._works[:-1], self.work.model_copy(update={"records": records}))
+        done = {"records": records, "samples": sum(record.samples for record in records)}
+        self._works = (*self._works[:-1], self.work.model_copy(update=done))
         return mine
 
     def contribution(self) -> Contribution:

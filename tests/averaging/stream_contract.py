@@ -101,12 +101,20 @@ class StreamContract:
         assert cancelled.is_set()
         stream.abort()
         with pytest.raises(AveragingError):
-            await (await caller.open(called.peer_id, addresses, "test/1")).readexactly(1)
+            await read_one(caller, called.peer_id, addresses)
         await called.serve("test/1", hang)
         await called.unserve("test/1")
 
 
 Pair = tuple[Transport, Transport, tuple[str, ...]]
+
+
+async def read_one(caller: Transport, peer_id: str, addresses: tuple[str, ...]) -> bytes:
+    stream = await caller.open(peer_id, addresses, "test/1")
+    try:
+        return await stream.readexactly(1)
+    finally:
+        stream.abort()
 
 
 async def write_forever(stream: Stream) -> None:

@@ -43,8 +43,10 @@ def answer(state_hash: str = NEW, *, completed: bool = True, names: tuple[int, .
     )
 
 
-def failed(*names: int) -> AllReduceResponse:
-    return answer(completed=False, names=names)
+def failed(*names: int, state: str = "EXCHANGE") -> AllReduceResponse:
+    response = answer(completed=False, names=names)
+    failures = tuple(failure.model_copy(update={"state": state}) for failure in response.failures)
+    return response.model_copy(update={"failures": failures})
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,16 @@ def test_who_was_silent_spoiled_the_attempt_unless_it_is_excused() -> None:
     assert [m.uid for m in attempt.survivors] == [0, 1, 2]
 
 
+def test_hanging_up_because_another_did_not_come_is_no_fault() -> None:
+    """One refuses; those who notice give up, and those who still connect to them see lost connections everywhere."""
+    answers = {0: failed(1, 2, state="CONNECT"), 1: failed(2, state="PREPARE"), 2: failed(1, state="CONNECT")}
+    attempt = count([], members(4), answers, 0.67)
+    assert (attempt.spoilers, attempt.silent) == ({3}, {3})
+    assert [(m.uid, m.share > 0) for m in attempt.survivors] == [(0, True), (1, True), (2, True)]
+    everybody_came = count([], members(4), {**answers, 3: failed()}, 0.67)
+    assert everybody_came.spoilers >= {2}
+
+
 def leader_of(net: Subnet, uid: int = 0) -> RoundLeader:
     neuron = net.neurons[uid]
     return RoundLeader(
@@ -119,7 +131,7 @@ async def test_a_sound_group_completes_at_once(tmp_path: Path) -> None:
 
 async def test_the_second_attempt_leaves_out_who_did_not_answer(tmp_path: Path) -> None:
     """A miner that is gone costs one attempt; the leader is told why."""
-    short = dataclasses.replace(AVERAGING, connect_seconds=0.4)
+    short = dataclasses.replace(AVERAGING, connect_seconds=2.0)
     async with subnet(tmp_path, miners=4, averaging=short) as net:
         for uid in (1, 2, 3, 4):
             await net.train(uid)
@@ -192,3 +204,13 @@ async def test_it_gives_way_to_the_round_that_it_is_in(tmp_path: Path) -> None:
         async with net.neurons[0].turn:
             (attempt,) = await lead(net)
         assert attempt.gave_way
+
+
+async def test_it_does_not_lead_what_it_takes_no_part_in(tmp_path: Path) -> None:
+    """Named by the others, it could neither check nor publish what comes of it."""
+    async with subnet(tmp_path, miners=2, validators=2) as net:
+        for uid in (2, 3):
+            await net.train(uid)
+        state = net.neurons[0].state
+        without = tuple(m for m in group(net.views(), state) if m.uid != 0)
+        assert await leader_of(net).lead(net.chain.metagraph, state, without) == []

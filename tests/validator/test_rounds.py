@@ -7,7 +7,7 @@ import pytest
 from distributed_training.averaging.outcome import RoundOutcome, RoundState
 from distributed_training.protocol import AllReduce, Deadlines, Failure
 from distributed_training.scoring.participation import Standing, participation_score, standing
-from distributed_training.validator.rounds import completed_round, failed_attempt, failed_senders
+from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
 from tests.validator.test_lead import members
 
 
@@ -44,9 +44,9 @@ def outcome(*failures: tuple[int, str, str], participants: tuple[int, ...] = ())
 def test_a_sender_whose_part_we_did_not_get_failed() -> None:
     """And nobody else of that attempt did."""
     assert failed_senders(request(), outcome((2, "EXCHANGE", "sender")), 2.0) == {2}
-    seen = failed_attempt(request(), frozenset({2}))
+    seen = failed_attempt(request(), frozenset({2}), frozenset(range(9)))
     assert standing(2, seen) is Standing.FAILED
-    assert participation_score([standing(1, seen)]) is None
+    assert participation_score(standing(uid, seen) for uid in (0, 1, 3, 8)) is None  # 8 was not even in the group
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,25 @@ def test_a_completed_round_counts_for_who_is_in_it() -> None:
         Standing.FAILED,
         Standing.ABSENT,
     ]
+
+
+HOTKEYS = {3: "5C", 4: "5D", 5: "5E"}
+
+
+def test_who_keeps_staying_away_spoils_rounds() -> None:
+    """The third attempt in a row that it did not come to; then the count begins anew."""
+    attendance = Attendance(3)
+    assert [attendance.spoilers(HOTKEYS, {5}) for _ in range(4)] == [set(), set(), {5}, set()]
+
+
+def test_coming_once_makes_up_for_staying_away() -> None:
+    """A line that is down now and then is no offence; validators are not counted."""
+    attendance = Attendance(2)
+    assert [attendance.spoilers(HOTKEYS, silent) for silent in ({5, 0}, set(), {5, 0})] == [set()] * 3
+
+
+def test_where_most_stay_away_it_is_the_leader() -> None:
+    """Nobody is excluded for a fault of our own."""
+    attendance = Attendance(1)
+    assert attendance.spoilers(HOTKEYS, {3, 4}) == frozenset()
+    assert attendance.spoilers(HOTKEYS, {3}) == {3}

@@ -18,7 +18,7 @@ from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.publisher import Publisher
-from distributed_training.validator.validator import Validator
+from distributed_training.validator.validator import WAITING_AUDITS, Validator
 from template.clock import Clock, ManualClock, SystemClock
 from tests.roles import AVERAGING, EPOCH, Subnet, subnet
 
@@ -192,6 +192,39 @@ async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, mo
         assert [(1 in r.asked, 1 in r.delivered) for r in seen.rounds] == [(False, False), (True, True)]
 
 
+async def epochs(net: Subnet, validator: Validator, count: int) -> None:
+    """Everybody trains at the validator's state, and the validator looks once; `count` times."""
+    for _ in range(count):
+        state = net.neurons[0].engine.state
+        for uid in range(1, len(net.neurons)):
+            await net.neurons[uid].worker.run(lambda engine: engine.adopt(state))  # noqa: B023  # awaited here
+            await net.train(uid, 4)
+        await validator._tick()
+
+
+def excluded(net: Subnet) -> list[tuple[int, int, int]]:
+    return [(e["miner"], e["epoch"], e["until_epoch"]) for e in net.neurons[0].told("Excluded")]
+
+
+async def test_who_refuses_rounds_is_excluded_for_longer_and_longer(tmp_path: Path) -> None:
+    """Its own check finds that it has nothing sound to give: each time an attempt is lost."""
+    async with subnet(tmp_path, miners=4, attached=False) as net:
+        validator = await attached(net)
+        net.neurons[4].engine.__class__ = NotFinite
+        await epochs(net, validator, 3)
+        assert led(net) == [(0, False), (1, True), (0, False), (1, True), (0, True)]
+        assert excluded(net) == [(4, 0, 1), (4, 1, 3)]
+
+
+async def test_an_excuse_does_not_hold_for_ever(tmp_path: Path) -> None:
+    """Busy now and then is nobody's fault; busy whenever it is asked keeps everybody waiting."""
+    async with subnet(tmp_path, miners=4, attached=False) as net:
+        validator = await attached(net)
+        async with net.neurons[4].turn:
+            await epochs(net, validator, EPOCH.attempts)
+        assert excluded(net) == [(4, EPOCH.attempts - 1, EPOCH.attempts)]
+
+
 async def test_who_delivers_again_is_forgiven(tmp_path: Path) -> None:
     """Exclusion and debt of an earlier epoch end with a completed round."""
     async with subnet(tmp_path, miners=1, attached=False) as net:
@@ -204,16 +237,16 @@ async def test_who_delivers_again_is_forgiven(tmp_path: Path) -> None:
 
 
 async def test_audits_that_cannot_keep_up_drop_the_oldest(tmp_path: Path) -> None:
-    """Two epochs may wait; the third pushes the first one out, and that is told."""
+    """So many epochs may wait; one more pushes the first one out, and that is told."""
     async with subnet(tmp_path, miners=1, attached=False) as net:
         validator = await attached(net)
-        for _ in range(3):
+        for _ in range(WAITING_AUDITS + 1):
             await net.train(1, 4)
             await validator._tick()
         assert [(e["epoch"], e["reason"]) for e in net.neurons[0].told("AuditNotPossible")] == [
             (0, "audits cannot keep up")
         ]
-        assert [validator._seen.get_nowait().epoch for _ in range(2)] == [1, 2]
+        assert validator._seen.get_nowait().epoch == 1
 
 
 async def test_an_epoch_is_scored_once(tmp_path: Path) -> None:
