@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from distributed_training.averaging import round
+from distributed_training.averaging.codecs import floating
 from distributed_training.composition import open_miner
 from distributed_training.settings import Settings
 from template.console import set_up_logging
@@ -24,6 +25,7 @@ async def start() -> Ending:
     kind, argv = _kind(sys.argv[1:])
     if kind == "nan":
         round._require_fit = lambda *_: None  # an honest averager would refuse to send it
+        floating.require_within = lambda *_: None  # and so would its codec
     settings = Settings.from_command_line("adversary", f"A miner that is a {kind}.", argv)
     set_up_logging(settings.logging)
     telemetry = open_telemetry(settings.telemetry)

@@ -134,7 +134,7 @@ async def test_a_sender_of_nan_is_named_by_every_reducer(monkeypatch: pytest.Mon
         plan = make_plan(group.members(), 4000, chunk=300)
         values = contributions(plan)
         assert values[2] is not None
-        values[2][::1000] = value
+        values[2][[0, 1000, 3000]] = value  # in everybody's share but its own
         results = await group.run(plan, values)
         results.pop(2)
         require_abort(results, 2)
@@ -150,7 +150,6 @@ async def test_who_leaves_before_anybody_is_connected_is_the_only_one_named(n: i
             await group.averagers[1].run(plan, np.full(10, np.nan, dtype=np.float32), weights(plan)[1])
         results = await group.run(plan, contributions(plan), without=[1])
         require_abort(results, 1)
-        assert all(result.outcome.failures for result in results.values())
 
 
 async def test_our_own_nan_is_not_sent() -> None:

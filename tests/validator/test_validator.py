@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.hub.memory import MemoryHub
@@ -169,12 +170,15 @@ class NotFinite(Engine):
 
     def contribution(self) -> Contribution:
         honest = super().contribution()
-        return Contribution(np.full_like(honest.vector, np.inf), honest.samples, honest.records)
+        vector = honest.vector.copy()
+        vector[: 3 * vector.size // 5] = np.inf  # what uids 0, 1 and 2 reduce in a group of five
+        return Contribution(vector, honest.samples, honest.records)
 
 
 async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named by two, left out of the next attempt, told; and it owes until it delivers again."""
     monkeypatch.setattr("distributed_training.averaging.round._require_fit", lambda *_: None)
+    monkeypatch.setattr(Float32, "encode", lambda _, values: values.view(np.uint8).data)
     async with subnet(tmp_path, miners=4, attached=False) as net:
         validator = await attached(net)
         for uid in (1, 2, 3, 4):
