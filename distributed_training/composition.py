@@ -230,7 +230,7 @@ async def _open_parts(
     peer = await stack.enter_async_context(Peer(settings.dht.peer(general.folder / "peer.key")))
     known = KnownPeers()
     averager = await stack.enter_async_context(
-        Averager(peer, uid=uid, run_id=spec.run_id, allow=known.__contains__, telemetry=telemetry)
+        Averager(peer, uid=uid, run_id=spec.run_id, allow=known.__contains__, direct=peer.direct, telemetry=telemetry)
     )
     binding = sign_binding(wallet.hotkey, spec.run_id, peer.peer_id, peer.addresses)
     dendrite = await stack.enter_async_context(Dendrite(wallet.hotkey, clock=clock))

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from template.chain.wallet import WalletConfig
-
 from distributed_training.averaging.peer import PeerConfig
 from distributed_training.hub.build import HubConfig
+from template.chain.wallet import WalletConfig
 from template.chain.watch import ChainWatchConfig
 from template.config import Secret, option, parse
 from template.console import LoggingConfig

@@ -8,6 +8,7 @@ it holds no memory. Streams of peers that are not allowed, not in the group, or 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.direct import DirectTransport
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import RoundPlan
@@ -24,7 +26,7 @@ from distributed_training.protocol import Failure
 from template.errors import AveragingError
 from template.telemetry import Event, Telemetry
 
-MAX_HELLO = 1024  # bytes
+MAX_HELLO = 8192  # bytes; most of it is a certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,10 @@ class RoundEnded(Event):
     state: str
     failures: list[dict[str, object]]
     seconds: dict[str, float]
+    work: dict[str, float]
+    first_byte: float | None
+    planes: dict[str, str]
+    transfers: list[dict[str, object]]
     bytes_sent: int
     bytes_received: int
 
@@ -70,7 +76,8 @@ class AveragerConfig:
 class Averager:
     """Takes part in rounds as member `uid` of `run_id`. Use as an async context manager around its life.
 
-    `allow` says whether a peer id belongs to a neuron of the metagraph; nobody else is even read from.
+    `allow` says whether a peer id belongs to a neuron of the metagraph; nobody else is even read from. With `direct`,
+    data goes over direct connections where they can be made, else over `transport`.
     """
 
     def __init__(
@@ -80,10 +87,12 @@ class Averager:
         uid: int,
         run_id: str,
         allow: Callable[[str], bool],
+        direct: DirectTransport | None = None,
         config: AveragerConfig | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
+        self._direct = direct
         self._uid = uid
         self._run_id = run_id
         self._allow = allow
@@ -96,11 +105,15 @@ class Averager:
 
     async def __aenter__(self) -> Self:
         await self._transport.serve(PROTOCOL, self._accept)
+        if self._direct is not None:
+            await self._direct.serve(PROTOCOL, self._accept)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._direct is not None:
+            await self._direct.unserve(PROTOCOL)
         await self._transport.unserve(PROTOCOL)
 
     async def run(self, plan: RoundPlan, contribution: Floats | None, weight: float) -> RoundResult:
@@ -118,7 +131,7 @@ class Averager:
             AveragingError: the plan is not for us or was run already, or our own contribution is not fit to be sent.
         """
         self._require_ours(plan)
-        round_ = Round(plan, self._uid, self._transport, self._config.round, contribution, weight)
+        round_ = Round(plan, self._uid, self._transport, self._direct, self._config.round, contribution, weight)
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
             begun.set()
@@ -153,6 +166,10 @@ class Averager:
                 state=outcome.state.value,
                 failures=[failure.model_dump() for failure in outcome.failures],
                 seconds={state.value: seconds for state, seconds in outcome.seconds.items()},
+                work=dataclasses.asdict(outcome.work),
+                first_byte=outcome.first_byte,
+                planes={str(uid): plane for uid, plane in outcome.planes.items()},
+                transfers=[transfer.model_dump() for transfer in outcome.transfers],
                 bytes_sent=sum(t.bytes_sent for t in outcome.transfers),
                 bytes_received=sum(t.bytes_received for t in outcome.transfers),
             )

@@ -398,6 +398,13 @@ class DirectTransport:
         return task
 
 
+def direct_addresses(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
+    """Where a peer with these libp2p addresses takes direct connections: at its own IPs, not at its relays'."""
+    own = [address.split("/") for address in addresses if "/p2p-circuit" not in address]
+    ips = [f"/{words[1]}/{words[2]}" for words in own if len(words) > 3 and words[1] in ("ip4", "ip6")]
+    return tuple(f"{ip}/tcp/{port}" for ip in dict.fromkeys(ips))
+
+
 def _endpoints(addresses: tuple[str, ...]) -> list[tuple[str, int]]:
     """The IPs and TCP ports of multiaddresses, each once, the first few; other addresses are passed over."""
     found: dict[tuple[str, int], None] = {}

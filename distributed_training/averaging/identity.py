@@ -76,9 +76,7 @@ class HostKey:
 
     @classmethod
     def _of_rsa(cls, key: rsa.RSAPrivateKey) -> HostKey:
-        der = key.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
         return cls(_encode_key(crypto_pb2.RSA, der), lambda data: key.sign(data, padding.PKCS1v15(), hashes.SHA256()))
 
     @classmethod

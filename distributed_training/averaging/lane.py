@@ -71,7 +71,7 @@ class StreamLane:
     def received(self) -> int:
         return self._stream.bytes_read
 
-    def send(self, data: bytes | memoryview) -> None:
+    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         self._wait_for(self._stream.write(data))
 
     def receive_into(self, buffer: memoryview) -> None:

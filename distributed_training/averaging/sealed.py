@@ -46,7 +46,7 @@ class Connection:
 
     @contextlib.contextmanager
     def use(self) -> Iterator[socket.socket]:
-        """The socket, which stays open for the length of the block.
+        """The socket, which stays open for the length of the block. An error in the block drops the connection.
 
         Raises:
             AveragingError: the connection was dropped or lost.
@@ -58,7 +58,11 @@ class Connection:
         try:
             yield self.raw
         except OSError as error:
+            self.drop()
             raise AveragingError(f"the stream was reset: {error}") from error
+        except AveragingError:
+            self.drop()
+            raise
         finally:
             with self._lock:
                 self._users -= 1
@@ -89,21 +93,22 @@ class Outgoing:
         self._frames = 0
         self._buffer = bytearray()
 
-    def send(self, data: bytes | memoryview) -> None:
-        """Send all of it; blocks while the socket is full."""
+    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Send all of it; blocks while the socket is full. If `more` follows at once, they may share a packet."""
         view = memoryview(data).cast("B")
+        flags = getattr(socket, "MSG_MORE", 0) if more else 0  # Linux has it
         with self._connection.use() as raw:
             for start in range(0, len(view), FRAME):
-                self._send_frame(raw, view[start : start + FRAME])
+                self._send_frame(raw, view[start : start + FRAME], flags)
 
     def end(self) -> None:
         """Say that nothing follows."""
         if not self.ended:
             self.ended = True
             with self._connection.use() as raw:
-                self._send_frame(raw, memoryview(b""))
+                self._send_frame(raw, memoryview(b""), 0)
 
-    def _send_frame(self, raw: socket.socket, content: memoryview) -> None:
+    def _send_frame(self, raw: socket.socket, content: memoryview, flags: int) -> None:
         size = _LENGTH.size + len(content) + _TAG
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
@@ -111,7 +116,7 @@ class Outgoing:
         _LENGTH.pack_into(frame, 0, len(content) + _TAG)
         self._aead.encrypt_into(_nonce(self._frames), content, None, frame[_LENGTH.size :])
         self._frames += 1
-        raw.sendall(frame)
+        raw.sendall(frame, flags)
         self.content += len(content)
         self.wire += size
 

@@ -23,8 +23,8 @@ class Lane(Protocol):
     @property
     def received(self) -> int: ...
 
-    def send(self, data: bytes | memoryview) -> None:
-        """Take `data`, which must not change afterwards; blocks while too much waits to be sent."""
+    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Take `data`, which must not change afterwards; blocks while too much waits. `more` follows at once."""
 
     def receive_into(self, buffer: memoryview) -> None:
         """Fill `buffer` (bytes, writable)."""

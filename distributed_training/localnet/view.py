@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from template.chain.metagraph import Metagraph
 
 from distributed_training.localnet.story import NeuronStory, Score, Story
+from template.chain.metagraph import Metagraph
 
 
 @dataclass(frozen=True)

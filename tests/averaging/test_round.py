@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -181,8 +181,8 @@ class _TwoFaced(Reducer):
 
     asked = 0
 
-    async def encoded(self, index: int) -> bytes | memoryview:
-        data = np.frombuffer(await super().encoded(index), dtype=np.float32)
+    def encoded(self, index: int, gone: Callable[[], bool]) -> bytes | memoryview:
+        data = np.frombuffer(super().encoded(index, gone), dtype=np.float32)
         _TwoFaced.asked += 1
         return bytes((data + np.float32(_TwoFaced.asked)).data)
 
@@ -190,8 +190,8 @@ class _TwoFaced(Reducer):
 async def test_a_reducer_that_sends_different_bytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """No two members may end with different values: the vote fails, and the digests tell whose share it was."""
 
-    def build(size: int, *rest: object) -> Reducer:
-        return (_TwoFaced if size == 2000 else Reducer)(size, *rest)  # type: ignore[arg-type]  # passes all on
+    def build(out: Floats, *rest: object) -> Reducer:
+        return (_TwoFaced if out.size == 2000 else Reducer)(out, *rest)  # type: ignore[arg-type]  # passes all on
 
     monkeypatch.setattr(exchange, "Reducer", build)
     async with memory_group(4) as (group, _):
