@@ -154,7 +154,7 @@ class Incoming:
         """At least one and at most `limit` bytes; empty at the end of the stream."""
         if not self._left and not self.ended:
             with self._connection.use() as raw:
-                self._receive_frame(raw, memoryview(b""))
+                self._receive_frame(raw, memoryview(bytearray()))
         data = bytes(self._left[:limit])
         self._left = self._left[len(data) :]
         self.content += len(data)
