@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Floats
 from distributed_training.averaging.direct import DirectTransport
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
@@ -98,6 +99,7 @@ class Averager:
         self._allow = allow
         self._config = config or AveragerConfig()
         self._telemetry = telemetry or Telemetry()
+        self._buffers = Buffers()
         self._rounds: dict[str, Round] = {}
         self._ended: OrderedDict[str, tuple[Failure, ...]] = OrderedDict()
         self._lobby: dict[str, set[asyncio.Event]] = {}  # round id -> streams that wait for it
@@ -131,7 +133,8 @@ class Averager:
             AveragingError: the plan is not for us or was run already, or our own contribution is not fit to be sent.
         """
         self._require_ours(plan)
-        round_ = Round(plan, self._uid, self._transport, self._direct, self._config.round, contribution, weight)
+        settings = self._config.round
+        round_ = Round(plan, self._uid, self._transport, self._direct, settings, contribution, weight, self._buffers)
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
             begun.set()

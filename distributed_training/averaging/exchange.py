@@ -17,6 +17,7 @@ import blake3
 import numpy as np
 
 from distributed_training.averaging.board import Board, Fault, Link
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Codec, Floats
 from distributed_training.averaging.frames import (
     Answer,
@@ -30,7 +31,7 @@ from distributed_training.averaging.frames import (
 from distributed_training.averaging.lane import in_thread
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
-from distributed_training.averaging.reducer import Reducer
+from distributed_training.averaging.reducer import Reducer, is_finite
 from distributed_training.averaging.streams import Lane, Stream
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
@@ -41,14 +42,17 @@ Opener = Callable[[Link], Coroutine[Any, Any, Stream | None]]
 class Exchange:
     """What this member sends and receives as data. `average` [size] fills up; `digests` tell what it is made of."""
 
-    def __init__(self, plan: RoundPlan, uid: int, board: Board, codec: Codec, contribution: Floats | None) -> None:
-        self.average = np.empty(plan.size, dtype=np.float32)
+    def __init__(
+        self, plan: RoundPlan, uid: int, board: Board, codec: Codec, contribution: Floats | None, buffers: Buffers
+    ) -> None:
+        self.average = buffers.vector(plan.size)
         self.effort = Effort()
         self._plan = plan
         self._uid = uid
         self._board = board
         self._codec = codec
         self._contribution = contribution
+        self._buffers = buffers
         self._ranges = plan.ranges()
         self._weights: Mapping[int, float] = {}
         self._reducer: Reducer | None = None
@@ -65,12 +69,18 @@ class Exchange:
             def spoiled(uid: int, reason: str) -> None:
                 loop.call_soon_threadsafe(self._board.fail, uid, "sender", reason)
 
-            self._reducer = Reducer(share, self._plan.chunk, weights, self._codec, self.effort, spoiled)
+            self._reducer = Reducer(share, self._plan.chunk, weights, self._codec, self._buffers, self.effort, spoiled)
             self._board.spawn(self._reduce_own(self._reducer, start))
         self._begun.set()
         for link in self._board.links.values():
             if not link.average_done:
                 self._board.spawn(self._exchange_with(link, opened))
+
+    def release(self) -> None:
+        """Let go of the average at the end of the round: its memory is used again when its last user is done."""
+        self.average = np.empty(0, dtype=np.float32)
+        if self._reducer is not None:
+            self._reducer.release()
 
     def complete(self) -> bool:
         """Whether the whole average is here, and everything that others owe us."""
@@ -141,7 +151,7 @@ class Exchange:
             with self.effort.spent("decode"):
                 if not exact:
                     values[:] = self._codec.decode(data, high - low)
-                if not np.isfinite(values).all():
+                if not is_finite(values):
                     raise Fault("values that are not finite")
             with self.effort.spent("hash"):
                 digest.update(data)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Codec, Floats
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
 
-_BLOCK = 1 << 15  # values that are summed at a time: they stay in a core's cache
+_BLOCK = 1 << 14  # values that are summed at a time: they stay in a core's cache
 _LARGEST = np.finfo(np.float32).max
 
 Part = Floats | memoryview  # values, or their encoding
@@ -43,6 +44,11 @@ def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats
                 np.add(block, scaled, out=block)
 
 
+def is_finite(values: Floats) -> bool:
+    """Whether there is neither NaN nor infinity in `values` [n]; without temporaries of its size."""
+    return all(np.isfinite(values[start : start + _BLOCK]).all() for start in range(0, values.size, _BLOCK))
+
+
 class Reducer:
     """Averages one share over the contributors in `weights`, in chunks of `chunk` values, into `out` [size].
 
@@ -56,6 +62,7 @@ class Reducer:
         chunk: int,
         weights: Mapping[int, float],
         codec: Codec,
+        buffers: Buffers,
         effort: Effort,
         spoiled: Callable[[int, str], None],
     ) -> None:
@@ -63,23 +70,19 @@ class Reducer:
         self._out = out
         self._weights = dict(sorted(weights.items()))
         self._codec = codec
+        self._buffers = buffers
         self._effort = effort
         self._spoiled = spoiled
         self._parts: list[dict[int, Part]] = [{} for _ in self.chunks]
         self._encoded: list[bytes | memoryview | None] = [None] * len(self.chunks)
-        self._spare: list[bytearray] = []
         self._changed = threading.Condition()
 
     def buffer(self, index: int) -> memoryview:
         """Memory for the encoded chunk `index`; it goes back when the chunk is averaged."""
         start, stop = self.chunks[index]
         size = self._codec.encoded_size(stop - start)
-        with self._changed:
-            spare = self._spare.pop() if self._spare else None
-        if spare is None:
-            low, high = self.chunks[0]
-            spare = bytearray(max(size, self._codec.encoded_size(high - low)))
-        return memoryview(spare)[:size]
+        low, high = self.chunks[0]
+        return memoryview(self._buffers.chunk(max(size, self._codec.encoded_size(high - low))))[:size]
 
     def add(self, uid: int, index: int, part: Part) -> None:
         """Take chunk `index` of a contributor, which must not change any more; averages it if it was the last one."""
@@ -107,6 +110,13 @@ class Reducer:
                     raise AveragingError("the stream was dropped")
                 self._changed.wait()
 
+    def release(self) -> None:
+        """Let go of all memory; nothing may be asked of the reducer any more."""
+        with self._changed:
+            self._out = np.empty(0, dtype=np.float32)
+            self._parts.clear()
+            self._encoded.clear()
+
     def wake(self) -> None:
         """Let those who wait look whether they still should."""
         with self._changed:
@@ -118,7 +128,7 @@ class Reducer:
         with self._effort.spent("reduce"):
             values = {uid: self._values(parts[uid], stop - start) for uid in self._weights}
             weighted_mean(list(values.values()), list(self._weights.values()), mean)
-            if not np.isfinite(mean).all() and not self._mend(mean, values):
+            if not is_finite(mean) and not self._mend(mean, values):
                 return
         with self._effort.spent("encode"):
             data = self._codec.encode(mean)
@@ -126,14 +136,18 @@ class Reducer:
             if not np.may_share_memory(decoded, mean):
                 mean[:] = decoded
         with self._changed:
-            self._spare += [b.obj for b in parts.values() if isinstance(b, memoryview) and isinstance(b.obj, bytearray)]
+            used = [part.obj for part in parts.values() if isinstance(part, memoryview)]
             parts.clear()
             self._encoded[index] = data
             self._changed.notify_all()
+        del values  # they may share the chunks' memory
+        for memory in used:
+            if isinstance(memory, bytearray):
+                self._buffers.free(memory)
 
     def _mend(self, mean: Floats, values: Mapping[int, Floats]) -> bool:
         """A mean that is not finite: name whose fault it is, or, if it is rounding at the end of the range, cut."""
-        guilty = [uid for uid, part in values.items() if not np.isfinite(part).all()]
+        guilty = [uid for uid, part in values.items() if not is_finite(part)]
         for uid in guilty:
             self._spoiled(uid, "values that are not finite")
         if not guilty:

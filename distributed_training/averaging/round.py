@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from distributed_training.averaging.board import Board, Fault, Link, Plane
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Codec, Floats, codec_named
 from distributed_training.averaging.direct import DirectTransport, direct_addresses
 from distributed_training.averaging.exchange import Exchange
@@ -70,6 +71,7 @@ class Round:
         config: RoundConfig,
         contribution: Floats | None,
         weight: float,
+        buffers: Buffers,
     ) -> None:
         self.plan = plan
         self._uid = uid
@@ -80,7 +82,7 @@ class Round:
         self._contribution = contribution
         self._weight = weight
         self._board = Board(plan, uid)
-        self._exchange = Exchange(plan, uid, self._board, self._codec, contribution)
+        self._exchange = Exchange(plan, uid, self._board, self._codec, contribution, buffers)
         self._average_hash: str | None = None
         self._began = time.monotonic()
 
@@ -102,6 +104,7 @@ class Round:
             return await self._commit(exchange_end)
         finally:
             await self._board.close()
+            self._exchange.release()
 
     async def accept(self, stream: Stream, hello: Hello) -> None:
         """Serve a stream of a member whose identity was checked, until it ends or the round does."""

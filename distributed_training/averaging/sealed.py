@@ -36,6 +36,7 @@ class Connection:
         self.raw = raw
         self.tls = tls
         self.peer_id = peer_id
+        self.outgoing, self.incoming = bytearray(), bytearray()  # of one frame each, kept from stream to stream
         self._lock = threading.Lock()
         self._users = 0
         self._dropped = False
@@ -91,7 +92,6 @@ class Outgoing:
         self._connection = connection
         self._aead = AESGCM(key)
         self._frames = 0
-        self._buffer = bytearray()
 
     def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
         """Send all of it; blocks while the socket is full. If `more` follows at once, they may share a packet."""
@@ -110,9 +110,9 @@ class Outgoing:
 
     def _send_frame(self, raw: socket.socket, content: memoryview, flags: int) -> None:
         size = _LENGTH.size + len(content) + _TAG
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        frame = memoryview(self._buffer)[:size]
+        if len(self._connection.outgoing) < size:
+            self._connection.outgoing = bytearray(size)
+        frame = memoryview(self._connection.outgoing)[:size]
         _LENGTH.pack_into(frame, 0, len(content) + _TAG)
         self._aead.encrypt_into(_nonce(self._frames), content, None, frame[_LENGTH.size :])
         self._frames += 1
@@ -131,7 +131,6 @@ class Incoming:
         self._connection = connection
         self._aead = AESGCM(key)
         self._frames = 0
-        self._buffer = bytearray()
         self._length = bytearray(_LENGTH.size)
         self._left = memoryview(b"")  # opened, not yet handed out
 
@@ -172,9 +171,9 @@ class Incoming:
         size: int = _LENGTH.unpack(self._length)[0]
         if not _TAG <= size <= FRAME + _TAG:
             raise AveragingError(f"a frame of {size} bytes where at most {FRAME + _TAG} are taken")
-        if len(self._buffer) < size:
-            self._buffer = bytearray(size)
-        sealed, length = memoryview(self._buffer)[:size], size - _TAG
+        if len(self._connection.incoming) < size:
+            self._connection.incoming = bytearray(size)
+        sealed, length = memoryview(self._connection.incoming)[:size], size - _TAG
         _receive_exactly(raw, sealed)
         fits = length <= len(buffer)
         content = buffer[:length] if fits else memoryview(bytearray(length))

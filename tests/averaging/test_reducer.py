@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Codec, Floats, codec_named
 from distributed_training.averaging.reducer import Part, Reducer, weighted_mean
 from distributed_training.averaging.traffic import Effort
@@ -18,7 +19,9 @@ from template.errors import AveragingError
 def make(out: Floats, chunk: int, weights: dict[int, float], codec: str = "none") -> tuple[Reducer, list[int]]:
     """A reducer, and whom it found spoiled."""
     spoiled: list[int] = []
-    return Reducer(out, chunk, weights, codec_named(codec), Effort(), lambda uid, _: spoiled.append(uid)), spoiled
+    return Reducer(
+        out, chunk, weights, codec_named(codec), Buffers(), Effort(), lambda uid, _: spoiled.append(uid)
+    ), spoiled
 
 
 def never() -> bool:
