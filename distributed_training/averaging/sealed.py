@@ -2,7 +2,7 @@
 
 A frame is four bytes of length, the ciphertext and a 16-byte tag. Both keys are fresh for each stream and travelled in
 TLS; the nonce is the frame's number, so frames cannot be changed, dropped, repeated or moved. An empty frame ends a
-direction: an end without it is a loss. TLS's own records (16 KiB, a call and a system call each) cost three times as
+direction: an end without it is a loss. TLS's own records (16 KiB, a call and a system call each) cost about twice as
 much processor time as frames of this size.
 
 A length is checked before anything is allocated for it, and no more than a frame is held.
@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from distributed_training.averaging.tls import TlsChannel
 from template.errors import AveragingError
 
-FRAME = 1 << 18  # bytes of content at most: stays in a core's cache on its way
+FRAME = 1 << 17  # bytes of content at most: stays in a core's cache on its way
 KEY = 16  # bytes
 _LENGTH = struct.Struct(">I")
 _TAG = 16
