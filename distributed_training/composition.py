@@ -362,7 +362,14 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
     known = KnownPeers()
     peer = await stack.enter_async_context(Peer(settings.dht.peer(settings.general.folder / "peer.key")))
     averager = await stack.enter_async_context(
-        Averager(peer, uid=base.uid, run_id=run_id, allow=known.__contains__, telemetry=base.telemetry)
+        Averager(
+            peer,
+            uid=base.uid,
+            run_id=run_id,
+            allow=known.__contains__,
+            direct=peer.direct,
+            telemetry=base.telemetry,
+        )
     )
     await stack.enter_async_context(StateServer(peer, run_id=run_id, provider=keeper.offer, allow=known.__contains__))
     binding = sign_binding(hotkey, run_id, peer.peer_id, peer.addresses)

@@ -37,7 +37,8 @@ class Trained(Event):
 class RoundFinished(Event):
     """One attempt at an all-reduce, as this neuron saw it.
 
-    `state_hash` is the state after it, `phases` the seconds in each state of the round.
+    `state_hash` is the state after it, `phases` the seconds in each state of the round; `work`, `first_byte` and
+    `planes` are those of the outcome (averaging/outcome.py).
     """
 
     uid: int
@@ -53,6 +54,9 @@ class RoundFinished(Event):
     bytes_sent: int
     bytes_received: int
     phases: dict[str, float]
+    work: dict[str, float]
+    first_byte: float | None
+    planes: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ nothing has changed: neither the state nor the work that was accumulated.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -287,4 +288,7 @@ def _round_finished(uid: int, request: AllReduce, result: RoundResult, answer: A
         bytes_sent=sum(t.bytes_sent for t in answer.transfers),
         bytes_received=sum(t.bytes_received for t in answer.transfers),
         phases={state.value: seconds for state, seconds in result.outcome.seconds.items()},
+        work=dataclasses.asdict(result.outcome.work),
+        first_byte=result.outcome.first_byte,
+        planes={str(member): plane for member, plane in result.outcome.planes.items()},
     )

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.direct import DirectTransport
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
 from distributed_training.averaging.outcome import RoundResult
@@ -25,7 +27,7 @@ from distributed_training.protocol import Failure
 from template.errors import AveragingError
 from template.telemetry import Event, Telemetry
 
-MAX_HELLO = 1024  # bytes
+MAX_HELLO = 8192  # bytes; most of it is a certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,8 @@ class AveragerConfig:
 class Averager:
     """Takes part in rounds as member `uid` of `run_id`. Use as an async context manager around its life.
 
-    `allow` says whether a peer id belongs to a neuron of the metagraph; nobody else is even read from.
+    `allow` says whether a peer id belongs to a neuron of the metagraph; nobody else is even read from. With `direct`,
+    data goes over direct connections where they can be made, else over `transport`.
     """
 
     def __init__(
@@ -69,15 +72,18 @@ class Averager:
         uid: int,
         run_id: str,
         allow: Callable[[str], bool],
+        direct: DirectTransport | None = None,
         config: AveragerConfig | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._transport = transport
+        self._direct = direct
         self._uid = uid
         self._run_id = run_id
         self._allow = allow
         self._config = config or AveragerConfig()
         self._telemetry = telemetry or Telemetry()
+        self._buffers = Buffers()
         self._rounds: dict[str, Round] = {}
         self._ended: OrderedDict[str, tuple[Failure, ...]] = OrderedDict()
         self._lobby: dict[str, set[asyncio.Event]] = {}  # round id -> streams that wait for it
@@ -85,11 +91,15 @@ class Averager:
 
     async def __aenter__(self) -> Self:
         await self._transport.serve(PROTOCOL, self._accept)
+        if self._direct is not None:
+            await self._direct.serve(PROTOCOL, self._accept)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._direct is not None:
+            await self._direct.unserve(PROTOCOL)
         await self._transport.unserve(PROTOCOL)
 
     async def run(
@@ -110,7 +120,17 @@ class Averager:
             AveragingError: the plan is not for us or was run already, or our own contribution is not fit to be sent.
         """
         self._require_ours(plan)
-        round_ = Round(plan, self._uid, self._transport, self._config.round, contribution, weight, attempt)
+        round_ = Round(
+            plan,
+            self._uid,
+            self._transport,
+            self._direct,
+            self._config.round,
+            contribution,
+            weight,
+            self._buffers,
+            attempt,
+        )
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
             begun.set()

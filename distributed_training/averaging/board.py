@@ -11,35 +11,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from distributed_training.averaging.frames import Vote
 from distributed_training.averaging.outcome import RoundState
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream
+from distributed_training.averaging.traffic import Meter
 from distributed_training.averaging.vote import failure
 from distributed_training.protocol import Failure, Transfer
+
+Plane = Literal["direct", "libp2p"]
 
 
 class Fault(Exception):
     """The other side did what is forbidden: certain, and its own doing."""
 
 
-@dataclass
-class Traffic:
-    """Bytes and seconds at the data streams with one member."""
-
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    seconds_sending: float = 0.0
-    seconds_receiving: float = 0.0
-
-
 class Link:
     """One other member."""
 
-    def __init__(self, member: Participant, *, part_due: bool, average_due: bool) -> None:
+    def __init__(self, member: Participant, moving: Meter, *, part_due: bool, average_due: bool) -> None:
         self.member = member
         self.voting: Stream | None = None  # our control stream to it, answered "ready"
         self.greeting: Stream | None = None  # its control stream to us
@@ -49,12 +41,16 @@ class Link:
         self.data_open = False  # it opened its one data stream
         self.part_done = not part_due  # its part of our share is here, or none is due
         self.average_done = not average_due  # its share's average is here, or none is due
+        self.reduces = average_due
         self.digest: str | None = None  # of its share's average, as received
-        self.traffic = Traffic()
+        self.plane: Plane | None = None  # on which our data stream to it runs; None until that is known
+        self.direct: tuple[str, ...] = ()  # its addresses for direct connections
+        self.sending = Meter(moving)  # at the data streams, both of them
+        self.receiving = Meter(moving)
 
     @property
     def connected(self) -> bool:
-        return self.voting is not None and self.greeting is not None
+        return self.voting is not None and self.greeting is not None and self.plane is not None
 
     @property
     def gave_up(self) -> bool:
@@ -76,9 +72,11 @@ class Board:
     def __init__(self, plan: RoundPlan, uid: int) -> None:
         ranges = plan.ranges()
         start, stop = ranges[uid]
+        self.moving = Meter()  # all transfers together
         self.links = {
             m.uid: Link(
                 m,
+                self.moving,
                 part_due=m.contributes and stop > start,
                 average_due=ranges[m.uid][1] > ranges[m.uid][0],
             )
@@ -145,7 +143,9 @@ class Board:
 
     def _untried(self, accusation: Failure) -> bool:
         link = self.links.get(accusation.uid)  # None: we are accused ourselves
-        if link is None or accusation.uid in self.failures or link.gave_up:
+        if link is None or accusation.uid in self.failures:
+            return False
+        if link.gave_up and not (accusation.role == "sender" and link.data_open):  # what it sent may still arrive
             return False
         done = {"sender": link.part_done, "reducer": link.average_done, "voter": link.voted_or_lost}
         return not done[accusation.role]
@@ -155,7 +155,16 @@ class Board:
         return {uid: x.vote.failures for uid, x in self.links.items() if x.vote is not None and x.vote.failures}
 
     def transfers(self) -> tuple[Transfer, ...]:
-        return tuple(Transfer.model_validate({"uid": uid, **vars(x.traffic)}) for uid, x in self.links.items())
+        return tuple(
+            Transfer(
+                uid=uid,
+                bytes_sent=x.sending.bytes,
+                bytes_received=x.receiving.bytes,
+                seconds_sending=x.sending.seconds,
+                seconds_receiving=x.receiving.seconds,
+            )
+            for uid, x in self.links.items()
+        )
 
     def ring(self) -> None:
         self._bell.set()

@@ -20,6 +20,16 @@ Failures = Annotated[tuple[Failure, ...], Field(max_length=MAX_GROUP)]
 M = TypeVar("M", bound=Message)
 
 
+class DirectOffer(Message):
+    """Where a member takes direct connections (direct.py): a port at any of its signed addresses.
+
+    `certificate` (DER in base64) is what it proves itself by.
+    """
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+    certificate: Annotated[str, StringConstraints(max_length=5464, pattern=r"^[0-9A-Za-z+/]+=*$")]
+
+
 class Hello(Message):
     """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0."""
 
@@ -28,6 +38,7 @@ class Hello(Message):
     kind: Literal["control", "data"]
     uid: Uid
     weight: Weight
+    direct: DirectOffer | None = None
 
 
 class Answer(Message):
@@ -35,6 +46,7 @@ class Answer(Message):
 
     code: Literal["ready", "busy", "ended", "unknown", "stranger"]
     failures: Failures = ()
+    direct: DirectOffer | None = None
 
 
 class Weights(Message):
@@ -82,7 +94,12 @@ async def read_length(stream: Stream) -> int:
     Raises:
         AveragingError: the stream ended.
     """
-    length: int = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))[0]
+    return unpack_length(await stream.readexactly(_LENGTH.size))
+
+
+def unpack_length(prefix: bytes | bytearray) -> int:
+    """What `length_prefix` wrote."""
+    length: int = _LENGTH.unpack(prefix)[0]
     return length
 
 

@@ -12,7 +12,8 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
 from distributed_training.averaging.daemon import READ_AHEAD, Daemon
-from distributed_training.averaging.streams import Handler
+from distributed_training.averaging.lane import StreamLane
+from distributed_training.averaging.streams import Handler, Lane
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class Libp2pStream:
 
     def abort(self) -> None:
         self._writer.transport.abort()
+
+    def lane(self) -> Lane:
+        return StreamLane(self)
 
 
 class Libp2pTransport:

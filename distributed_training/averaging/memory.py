@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from distributed_training.averaging.streams import Handler
+from distributed_training.averaging.lane import StreamLane
+from distributed_training.averaging.streams import Handler, Lane
 from template.errors import AveragingError
 
 _WINDOW = 256 * 1024  # bytes in flight before a writer waits
@@ -95,6 +96,9 @@ class MemoryStream:
         self._closed = True
         self._outgoing.end(lost=True)
         self._incoming.end(lost=True)
+
+    def lane(self) -> Lane:
+        return StreamLane(self)
 
     def stall(self) -> None:
         """Let nothing through any more, in either direction, without a word: the peer hangs."""

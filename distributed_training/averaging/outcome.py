@@ -22,13 +22,26 @@ class RoundState(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """Seconds of the EXCHANGE, summed over threads, by kind of work; `wait` is the time in which nothing moved."""
+
+    encode: float
+    decode: float
+    reduce: float
+    hash: float
+    wait: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundOutcome:
     """The report of one member.
 
     `failures` is what this member saw itself; `accusations` is what each other member said it saw (uid of the accuser
     to failures), to be believed by majority at most (see leader.py). `participants` are the uids whose parts are in
     the average, `agreed` those that are known to have voted for it; both are empty when the round was aborted.
-    `seconds` holds the time spent in each state; `transfers` counts bytes at the streams, framing included.
+    `seconds` holds the time spent in each state; `transfers` counts bytes at the streams' sockets, framing included,
+    and the seconds in which something moved. `first_byte` is the time in seconds from the start to the first chunk
+    that moved; `planes` tells for each reducer whether our stream to it was "direct" or "libp2p".
     """
 
     round_id: str
@@ -41,6 +54,9 @@ class RoundOutcome:
     average_hash: str | None
     total_weight: float | None
     seconds: Mapping[RoundState, float]
+    work: Work
+    first_byte: float | None
+    planes: Mapping[int, str]
 
     @property
     def completed(self) -> bool:

@@ -22,6 +22,8 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
 
 from distributed_training.averaging.daemon import Daemon
+from distributed_training.averaging.direct import DirectConfig, DirectTransport
+from distributed_training.averaging.identity import HostKey
 from distributed_training.averaging.libp2p import Libp2pStream, Libp2pTransport, parse_peer
 from distributed_training.averaging.streams import Handler
 from template.errors import AveragingError
@@ -37,7 +39,8 @@ class PeerConfig:
 
     `initial_peers` are full multiaddresses (/ip4/…/tcp/…/p2p/…) of a network to join; none starts a new one. `announce`
     replaces the addresses told to others. Each of `start_attempts` may take `start_seconds`. `map_port` asks the
-    router for a port; `relay` lets peers behind a NAT be reached through others.
+    router for a port; `relay` lets peers behind a NAT be reached through others. Direct connections are taken on
+    `direct_port` (0: any free one), which others see as `direct_public_port` where a router maps it.
     """
 
     host: str
@@ -50,6 +53,8 @@ class PeerConfig:
     dht_seconds: float = 10.0
     map_port: bool = False
     relay: bool = False
+    direct_port: int = 0
+    direct_public_port: int | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -103,6 +108,11 @@ class Peer:
     def addresses(self) -> tuple[str, ...]:
         """Where others reach this peer, each ending in /p2p/<peer id>."""
         return self._the_running().addresses
+
+    @property
+    def direct(self) -> DirectTransport:
+        """The direct streams beside libp2p's, under the same identity."""
+        return self._the_running().direct
 
     @property
     def alive(self) -> bool:
@@ -188,12 +198,14 @@ class _Running:
 
     daemon: Daemon
     transport: Libp2pTransport
+    direct: DirectTransport
     p2p: P2P
     node: DHTNode
     addresses: tuple[str, ...]
 
     async def stop(self) -> None:
         await _stop_dht(self.node, self.p2p)
+        await self.direct.close()
         await self.transport.close()
         await self.daemon.stop()
 
@@ -218,14 +230,24 @@ async def _attach(daemon: Daemon, config: PeerConfig) -> _Running:
     addresses = tuple(f"{address}/p2p/{own.to_base58()}" for address in listening)
     transport = Libp2pTransport(daemon, own.to_base58())
     await transport.start()
+    direct = await _start_direct(config)
     p2p = await _AttachedP2P.attach(daemon)
     try:
         node = await DHTNode.create(p2p, initial_peers=config.initial_peers or None, ensure_bootstrap_success=False)
     except BaseException:
         await p2p.shutdown()
+        await direct.close()
         await transport.close()
         raise
-    return _Running(daemon, transport, p2p, node, addresses)
+    return _Running(daemon, transport, direct, p2p, node, addresses)
+
+
+async def _start_direct(config: PeerConfig) -> DirectTransport:
+    host_key = await asyncio.to_thread(HostKey.load, config.identity_path)
+    place = DirectConfig(host=config.host, port=config.direct_port, public_port=config.direct_public_port)
+    direct = DirectTransport(host_key, place)
+    await direct.start()
+    return direct
 
 
 async def _join(daemon: Daemon, initial_peers: tuple[str, ...]) -> None:

@@ -1,64 +1,157 @@
 """The reducer's half of a round: takes everybody's parts of its share and makes the average, once, chunk by chunk.
 
 A chunk is averaged when all contributors' parts of it are there, in ascending order of uid, so the result does not
-depend on the order of arrival. It is encoded once; everybody, this member included, decodes the same bytes.
+depend on the order of arrival; the thread that brings the last part does it. It is encoded once; everybody, this member
+included, decodes the same bytes. Buffers of averaged chunks are used again, so what is held is what is in flight.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from distributed_training.averaging.codec import Codec, Floats
+from distributed_training.averaging.buffers import Buffers
+from distributed_training.averaging.codec import BLOCK, Codec, Floats, all_within, as_it_lies, octets
 from distributed_training.averaging.partition import chunks
+from distributed_training.averaging.traffic import Effort
+from template.errors import AveragingError
+
+Part = Floats | memoryview  # values, or those in memory of the reducer's own
 
 
-def weighted_mean(parts: Sequence[Floats], weights: Sequence[float]) -> Floats:
-    """sum(w_i x_i) / sum(w_i) of equally long parts [n], summed in float64 in the given order, as float32 [n]."""
-    total = np.zeros(parts[0].shape, dtype=np.float64)
-    for part, weight in zip(parts, weights, strict=True):
-        total += weight * part.astype(np.float64)
-    return (total / math.fsum(weights)).astype(np.float32)
+def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> None:
+    """sum(w_i x_i) / sum(w_i) of equally long parts [n] into `out` [n], summed in float32 in the given order.
+
+    Weights are normalised first, so no sum of finite parts overflows. Multiplications and additions are rounded one by
+    one as IEEE says, so anybody can recompute the bits; the error is below (parts + 1) 2^-24 sum(w_i |x_i|) / sum(w_i).
+    """
+    total = math.fsum(weights)
+    scale = [np.float32(weight / total) for weight in weights]
+    product = np.empty(min(BLOCK, out.size), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked for afterwards
+        for start in range(0, out.size, BLOCK):
+            block = out[start : start + BLOCK]
+            scaled = product[: block.size]
+            np.multiply(parts[0][start : start + BLOCK], scale[0], out=block)
+            for part, factor in zip(parts[1:], scale[1:], strict=True):
+                np.multiply(part[start : start + BLOCK], factor, out=scaled)
+                np.add(block, scaled, out=block)
 
 
 class Reducer:
-    """Averages one share of `size` values over the contributors in `weights`, in chunks of `chunk` values."""
+    """Averages one share over the contributors in `weights`, in chunks of `chunk` values, into `out` [size].
 
-    def __init__(self, size: int, chunk: int, weights: Mapping[int, float], codec: Codec) -> None:
-        self.chunks = chunks(size, chunk)
-        self._size = size
+    `codec` is that of the average; parts come decoded. All methods may be called from any thread. `spoiled(uid,
+    reason)` is called, from some thread, for a contributor whose values `codec` cannot carry; the chunk is never
+    averaged then.
+    """
+
+    def __init__(
+        self,
+        out: Floats,
+        chunk: int,
+        weights: Mapping[int, float],
+        codec: Codec,
+        buffers: Buffers,
+        effort: Effort,
+        spoiled: Callable[[int, str], None],
+    ) -> None:
+        self.chunks = chunks(out.size, chunk)
+        self._out = out
         self._weights = dict(sorted(weights.items()))
         self._codec = codec
-        self._parts: dict[int, Floats] = {}
-        self._missing = [set(self._weights) for _ in self.chunks]
-        self._encoded: list[bytes | memoryview] = [b""] * len(self.chunks)
-        self._ready = [asyncio.Event() for _ in self.chunks]
+        self._buffers = buffers
+        self._effort = effort
+        self._spoiled = spoiled
+        self._parts: list[dict[int, Part]] = [{} for _ in self.chunks]
+        self._encoded: list[bytes | memoryview | None] = [None] * len(self.chunks)
+        self._changed = threading.Condition()
 
-    def lend(self, uid: int, part: Floats) -> None:
-        """Use `part` [size] itself as the buffer of a contributor: our own, which must not change any more."""
-        assert part.shape == (self._size,)
-        self._parts[uid] = part
-
-    async def add(self, uid: int, index: int, values: Floats) -> None:
-        """Take chunk `index` of a contributor, checked for size and finiteness; averages it if it was the last one."""
+    def buffer(self, index: int) -> memoryview:
+        """Memory for the float32 values of chunk `index`; it goes back when the chunk is averaged."""
         start, stop = self.chunks[index]
-        if uid not in self._parts:
-            self._parts[uid] = np.empty(self._size, dtype=np.float32)
-        if not np.may_share_memory(self._parts[uid], values):
-            self._parts[uid][start:stop] = values
-        self._missing[index].discard(uid)
-        if not self._missing[index]:
-            self._encoded[index] = await asyncio.to_thread(self._average, start, stop)
-            self._ready[index].set()
+        low, high = self.chunks[0]  # the longest, so that all are of one size
+        return memoryview(self._buffers.chunk(4 * (high - low)))[: 4 * (stop - start)]
 
-    async def encoded(self, index: int) -> bytes | memoryview:
-        """The encoded average of a chunk, when it is there: the same object for everybody."""
-        await self._ready[index].wait()
-        return self._encoded[index]
+    def add(self, uid: int, index: int, part: Part) -> None:
+        """Take chunk `index` of a contributor, which must not change any more; averages it if it was the last one."""
+        with self._changed:
+            parts = self._parts[index]
+            assert uid in self._weights
+            assert uid not in parts
+            parts[uid] = part
+            complete = len(parts) == len(self._weights)
+        if complete:
+            self._average(index, parts)
 
-    def _average(self, start: int, stop: int) -> bytes | memoryview:
-        parts = [self._parts[uid][start:stop] for uid in self._weights]
-        return self._codec.encode(weighted_mean(parts, list(self._weights.values())))
+    def encoded(self, index: int, gone: Callable[[], bool]) -> bytes | memoryview:
+        """The encoded average of a chunk, when it is there: the same object for everybody.
+
+        Raises:
+            AveragingError: `gone` holds; it is looked at whenever `wake` is called.
+        """
+        with self._changed:
+            while True:
+                data = self._encoded[index]
+                if data is not None:
+                    return data
+                if gone():
+                    raise AveragingError("the stream was dropped")
+                self._changed.wait()
+
+    def release(self) -> None:
+        """Let go of all memory; nothing may be asked of the reducer any more."""
+        with self._changed:
+            self._out = np.empty(0, dtype=np.float32)
+            self._parts.clear()
+            self._encoded.clear()
+
+    def wake(self) -> None:
+        """Let those who wait look whether they still should."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _average(self, index: int, parts: dict[int, Part]) -> None:
+        start, stop = self.chunks[index]
+        mean = self._out[start:stop]
+        with self._effort.spent("reduce"):
+            values = {uid: _values(parts[uid]) for uid in self._weights}
+            weighted_mean(list(values.values()), list(self._weights.values()), mean)
+            if not all_within(mean, self._codec.largest) and not self._mend(mean, values):
+                return
+        with self._effort.spent("encode"):
+            data = self._encode(mean)
+        with self._changed:
+            used = [part.obj for part in parts.values() if isinstance(part, memoryview)]
+            parts.clear()
+            self._encoded[index] = data
+            self._changed.notify_all()
+        del values  # they may share the chunks' memory
+        for memory in used:
+            if isinstance(memory, bytearray):
+                self._buffers.free(memory)
+
+    def _encode(self, mean: Floats) -> memoryview:
+        """The encoding of `mean` [n], which becomes what everybody decodes from it."""
+        if as_it_lies(self._codec):
+            return octets(mean)
+        data = self._codec.encode(mean)
+        self._codec.decode(data, mean.size, mean)
+        return data
+
+    def _mend(self, mean: Floats, values: Mapping[int, Floats]) -> bool:
+        """A mean that cannot be carried: name whose fault it is, or, if it is rounding at the end of the range, cut."""
+        largest = self._codec.largest
+        guilty = [uid for uid, part in values.items() if not all_within(part, largest)]
+        for uid in guilty:
+            self._spoiled(uid, f"values that are not finite, or beyond {largest:g}")
+        if not guilty:
+            np.clip(mean, -largest, largest, out=mean)
+        return not guilty
+
+
+def _values(part: Part) -> Floats:
+    return np.frombuffer(part, dtype=np.float32) if isinstance(part, memoryview) else part

@@ -1,9 +1,10 @@
 """One round as one member runs it: PREPARE, CONNECT, EXCHANGE, COMMIT, then DONE or ABORTED, each with its deadline.
 
 Between each two members stand two control streams, each opened by the one that will vote on it: they prove that the
-other side is in the same round, carry its one vote, and end when the process behind them does. In EXCHANGE each member
-opens a data stream to each reducer (exchange.py). In COMMIT everybody votes; a member commits when enough of the
-contributors' weight voted for the bytes that it holds itself (vote.py).
+other side is in the same round, carry its one vote, and end when the process behind them does. They also carry where
+each member takes direct connections; those are made in CONNECT, and a reducer that cannot be reached so gets its data
+over libp2p. In EXCHANGE each member opens a data stream to each reducer (exchange.py). In COMMIT everybody votes; a
+member commits when enough of the contributors' weight voted for the bytes that it holds itself (vote.py).
 
 The round's own coroutine waits in one place (`Board.until`) for a condition, a fault or the deadline; all else happens
 in tasks. When it ends, every task is cancelled and every stream dropped: no wait outlives the round.
@@ -12,38 +13,51 @@ in tasks. When it ends, every task is cancelled and every stream dropped: no wai
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import base64
+import binascii
+import logging
 import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from distributed_training.averaging.board import Board, Fault, Link
+from distributed_training.averaging.board import Board, Fault, Link, Plane
+from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Floats, pair_named, within
+from distributed_training.averaging.direct import DirectTransport, direct_addresses
 from distributed_training.averaging.exchange import Exchange
 from distributed_training.averaging.feedback import Attempt
-from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
-from distributed_training.averaging.outcome import RoundOutcome, RoundResult, RoundState
+from distributed_training.averaging.frames import Answer, DirectOffer, Hello, Vote, read_message, write_message
+from distributed_training.averaging.outcome import RoundOutcome, RoundResult, RoundState, Work
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.averaging.vote import Decision, decide, disagreements
 from template.errors import AveragingError
 
-PROTOCOL = "dt-round/1"
+log = logging.getLogger(__name__)
+
+PROTOCOL = "dt-round/2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundConfig:
-    """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails."""
+    """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails.
+
+    A direct connection may take `direct_seconds` and at most `direct_share` of CONNECT; libp2p takes over then.
+    """
 
     retry_seconds: float = 0.2
     settle_seconds: float = 0.5
+    direct_seconds: float = 2.0
+    direct_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if min(self.retry_seconds, self.settle_seconds) <= 0:
-            raise AveragingError("retry_seconds and settle_seconds must be positive")
+        if min(self.retry_seconds, self.settle_seconds, self.direct_seconds) <= 0:
+            raise AveragingError("retry_seconds, settle_seconds and direct_seconds must be positive")
+        if not 0 < self.direct_share < 1:
+            raise AveragingError("direct_share must lie in (0, 1)")
 
 
 class Round:
@@ -54,22 +68,26 @@ class Round:
         plan: RoundPlan,
         uid: int,
         transport: Transport,
+        direct: DirectTransport | None,
         config: RoundConfig,
         contribution: Floats | None,
         weight: float,
+        buffers: Buffers,
         attempt: Attempt | None = None,
     ) -> None:
         self.plan = plan
         self._uid = uid
         self._transport = transport
+        self._direct = direct
         self._config = config
         self._codecs = pair_named(plan.codec)
         self._attempt = attempt
         self._contribution = contribution
         self._weight = weight
         self._board = Board(plan, uid)
-        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt)
+        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt, buffers)
         self._average_hash: str | None = None
+        self._began = time.monotonic()
 
     async def run(self) -> RoundResult:
         """Take part until the round is done or aborted; never longer than the sum of the deadlines and the settling.
@@ -78,7 +96,8 @@ class Round:
             AveragingError: our own contribution is not fit to be sent; the others see us leave.
         """
         try:
-            connect_end = time.monotonic() + self.plan.deadlines.connect
+            self._began = time.monotonic()
+            connect_end = self._began + self.plan.deadlines.connect
             await self._prepare()
             if not await self._connect(connect_end):
                 return await self._abort(connect_end)
@@ -88,6 +107,7 @@ class Round:
             return await self._commit(exchange_end)
         finally:
             await self._board.close()
+            self._exchange.release()
 
     async def accept(self, stream: Stream, hello: Hello) -> None:
         """Serve a stream of a member whose identity was checked, until it ends or the round does."""
@@ -130,7 +150,7 @@ class Round:
     async def _commit(self, exchange_end: float) -> RoundResult:
         """Vote and count. Members may be in EXCHANGE until its very end, so COMMIT is counted from there."""
         self._board.enter(RoundState.COMMIT)
-        self._average_hash = await asyncio.to_thread(_sha256, self._exchange.average)
+        self._average_hash = self._exchange.average_hash()
         vote = Vote(average_hash=self._average_hash, digests=tuple(self._exchange.digests().items()))
         ballots = self._cast(vote)
         deadline = exchange_end + self.plan.deadlines.commit
@@ -232,15 +252,39 @@ class Round:
             except Fault as fault:
                 self._board.fail(link.member.uid, "voter", str(fault))
                 return
+        link.plane = await self._plane_to(link)
         self._board.ring()
+
+    async def _plane_to(self, link: Link) -> Plane:
+        """Make the direct connection that our data stream to a member needs, if that is possible."""
+        if self._direct is None or not link.direct or link.average_done:
+            return "libp2p"
+        limit = min(self._config.direct_seconds, self._config.direct_share * self.plan.deadlines.connect)
+        try:
+            await self._direct.prepare(link.member.peer_id, link.direct, limit)
+        except AveragingError as error:
+            log.info("uid %d gets its data over libp2p: %s", link.member.uid, error)
+            return "libp2p"
+        return "direct"
 
     async def _open(self, link: Link, kind: str) -> Stream | None:
         """A stream that the member answered with "ready"; None if it has given the round up, and said why."""
-        stream = await self._transport.open(link.member.peer_id, link.member.addresses, PROTOCOL)
+        peer_id = link.member.peer_id
+        if kind == "data" and link.plane == "direct" and self._direct is not None:
+            try:
+                return await self._greeted(link, kind, await self._direct.open(peer_id, link.direct, PROTOCOL))
+            except AveragingError as error:
+                log.info("uid %d gets its data over libp2p: %s", link.member.uid, error)
+                link.plane = "libp2p"
+        return await self._greeted(link, kind, await self._transport.open(peer_id, link.member.addresses, PROTOCOL))
+
+    async def _greeted(self, link: Link, kind: str, stream: Stream) -> Stream | None:
         code = ""
         try:
             place = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
-            await write_message(stream, Hello.model_validate({**place, "kind": kind, "weight": self._weight}))
+            offer = self._offer() if kind == "control" else None
+            hello = {**place, "kind": kind, "weight": self._weight, "direct": offer}
+            await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code
         finally:
@@ -253,7 +297,26 @@ class Round:
             raise AveragingError("the member has no room for our stream now")
         if code != "ready":
             raise Fault(f"refused us: {code}")
+        if answer.direct is not None:
+            self._learn(link, answer.direct)
         return stream
+
+    def _offer(self) -> DirectOffer | None:
+        if self._direct is None:
+            return None
+        certificate = base64.b64encode(self._direct.certificate).decode()
+        return DirectOffer(port=self._direct.port, certificate=certificate)
+
+    def _learn(self, link: Link, offer: DirectOffer) -> None:
+        """Take a member's offer, which it made over an authenticated stream; one that proves nothing is no offer."""
+        if self._direct is None:
+            return
+        try:
+            self._direct.trust(link.member.peer_id, base64.b64decode(offer.certificate, validate=True))
+        except (AveragingError, binascii.Error) as error:
+            log.warning("uid %d offers a direct connection that it cannot prove: %s", link.member.uid, error)
+            return
+        link.direct = direct_addresses(link.member.addresses, offer.port)
 
     async def _accept_control(self, link: Link, stream: Stream, hello: Hello) -> None:
         if link.greeting is not None:
@@ -265,8 +328,10 @@ class Round:
             self._board.fail(link.member.uid, "sender", reason)
             return
         link.weight, link.greeting = hello.weight, stream
+        if hello.direct is not None:
+            self._learn(link, hello.direct)
         try:
-            await write_message(stream, Answer(code="ready"))
+            await write_message(stream, Answer(code="ready", direct=self._offer()))
             self._board.ring()
             vote = await read_message(stream, Vote)
         except AveragingError as error:
@@ -318,8 +383,21 @@ class Round:
             average_hash=self._average_hash,
             total_weight=math.fsum(self._weights().values()) if completed else None,
             seconds=dict(board.seconds),
+            work=self._work(),
+            first_byte=None if board.moving.first is None else board.moving.first - self._began,
+            planes={uid: link.plane for uid, link in board.links.items() if link.plane is not None and link.reduces},
         )
         return RoundResult(outcome=outcome, average=self._exchange.average if completed else None)
+
+    def _work(self) -> Work:
+        effort, moving = self._exchange.effort, self._board.moving.seconds
+        return Work(
+            encode=effort.seconds("encode"),
+            decode=effort.seconds("decode"),
+            reduce=effort.seconds("reduce"),
+            hash=effort.seconds("hash"),
+            wait=max(0.0, self._board.seconds.get(RoundState.EXCHANGE, 0.0) - moving),
+        )
 
     def _agreed(self) -> tuple[int, ...]:
         links = self._board.links.items()
@@ -335,15 +413,11 @@ def _all_done(tasks: list[asyncio.Task[None]]) -> bool:
     return all(task.done() for task in tasks)
 
 
-def _sha256(values: Floats) -> str:
-    return hashlib.sha256(values.astype("<f4", copy=False).view(np.uint8).data).hexdigest()
-
-
 def _require_fit(contribution: Floats, size: int, largest: float, attempt: Attempt | None) -> None:
     """Refuse a contribution that the others would have to refuse."""
     if contribution.dtype != np.float32 or contribution.shape != (size,):
         raise AveragingError(f"a contribution is float32 [{size}], not {contribution.dtype} {contribution.shape}")
-    for start, stop in chunks(size, 1 << 20):
+    for start, stop in chunks(size, 1 << 16):  # small enough to stay in cache between the two
         values = contribution[start:stop]
         if not within(attempt.owed(start, values) if attempt else values, largest):
             raise AveragingError(f"the contribution holds NaN or values beyond the codec's {largest:g}")

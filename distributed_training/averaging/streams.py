@@ -1,6 +1,6 @@
 """The seam under rounds and state transfer: authenticated, encrypted byte streams between peers known by peer id.
 
-libp2p.py has libp2p streams; memory.py the same inside one process; a direct data plane is one more implementation.
+libp2p.py has libp2p streams, direct.py the fast ones over TCP, memory.py the same inside one process.
 Close rule of every protocol above: the side that opened a stream closes it first, after it has read all that it wants;
 a stream whose accepting side closes first may lose its last bytes.
 """
@@ -11,11 +11,34 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 
+class Lane(Protocol):
+    """A stream as threads use it: one may send while another receives. Both block, and raise AveragingError when the
+    stream is lost; `abort`, called in the event loop's thread, ends both at once. `sent` and `received` count the bytes
+    at the socket.
+    """
+
+    @property
+    def sent(self) -> int: ...
+
+    @property
+    def received(self) -> int: ...
+
+    def send(self, data: bytes | memoryview, *, more: bool = False) -> None:
+        """Take `data`, which must not change afterwards; blocks while too much waits. `more` follows at once."""
+
+    def receive_into(self, buffer: memoryview) -> None:
+        """Fill `buffer` (bytes, writable)."""
+
+    def abort(self) -> None:
+        """Drop the stream now."""
+
+
 class Stream(Protocol):
     """One bidirectional byte stream. One task may read while another writes; neither side may be shared by two tasks.
 
     All methods raise AveragingError when the stream is lost. Any wait in them ends at once when its task is cancelled
-    or `abort` is called. `bytes_read` and `bytes_written` count what passed.
+    (what was under way is lost then, and perhaps the stream) or `abort` is called. `bytes_read` and `bytes_written`
+    count what passed.
     """
 
     @property
@@ -42,6 +65,9 @@ class Stream(Protocol):
 
     def abort(self) -> None:
         """Drop the stream now, with what waits in it. May be called many times, also after `close`."""
+
+    def lane(self) -> Lane:
+        """The same stream for threads. While they use it, no task may."""
 
 
 Handler = Callable[[Stream], Awaitable[None]]

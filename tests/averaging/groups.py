@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -98,13 +98,18 @@ class Group:
 
 
 @contextlib.asynccontextmanager
-async def group_on(transports: Mapping[int, Transport], config: AveragerConfig | None = None) -> AsyncIterator[Group]:
-    """Averagers on given transports, which allow each other and nobody else."""
+async def group_on(
+    transports: Mapping[int, Transport], config: AveragerConfig | None = None, *, libp2p_only: Collection[int] = ()
+) -> AsyncIterator[Group]:
+    """Averagers on given transports, which allow each other and nobody else; direct where a transport has that."""
     known = {transport.peer_id for transport in transports.values()}
     async with contextlib.AsyncExitStack() as stack:
         averagers = {}
         for uid, transport in transports.items():
-            averager = Averager(transport, uid=uid, run_id=RUN_ID, allow=known.__contains__, config=config)
+            direct = getattr(transport, "direct", None) if uid not in libp2p_only else None
+            averager = Averager(
+                transport, uid=uid, run_id=RUN_ID, allow=known.__contains__, direct=direct, config=config
+            )
             averagers[uid] = await stack.enter_async_context(averager)
         yield Group(transports, averagers)
 

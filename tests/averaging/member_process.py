@@ -1,6 +1,6 @@
 """A member of a round in a process of its own, with a fault on demand; driven by JSON lines.
 
-stdin:  {"identity", "initial_peers"}, then {"plan", "allow", "uid", "fault", "after_bytes"}
+stdin:  {"identity", "initial_peers"}, then {"plan", "allow", "uid", "fault", "after_bytes", "direct"}
 stdout: {"peer_id", "addresses", "daemon"}
 
 The fault strikes when `after_bytes` were written to streams: `kill` is SIGKILL to this process, `stop` is SIGSTOP to
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from distributed_training.averaging.averager import Averager
+from distributed_training.averaging.direct import DirectStream
 from distributed_training.averaging.libp2p import Libp2pStream
 from distributed_training.averaging.peer import Peer, PeerConfig
 from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
@@ -49,6 +50,25 @@ class FaultyPeer(Peer):
         stream.write = count  # type: ignore[method-assign]  # the fault is the purpose
         return stream
 
+    def count_direct(self) -> None:
+        """Count what goes over direct streams too."""
+        open_direct = self.direct.open
+
+        async def opened(peer_id: str, addresses: tuple[str, ...], protocol: str) -> DirectStream:
+            stream = await open_direct(peer_id, addresses, protocol)
+            send = stream.outgoing.send
+
+            def count(data: bytes | memoryview, *, more: bool = False) -> None:
+                send(data, more=more)
+                self.left -= len(data)
+                if self.left <= 0:
+                    self.strike()
+
+            stream.outgoing.send = count  # type: ignore[method-assign]  # the fault is the purpose
+            return stream
+
+        self.direct.open = opened  # type: ignore[method-assign]  # the fault is the purpose
+
     def strike(self) -> None:
         if self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -77,8 +97,10 @@ async def main() -> None:
         order = await read_line()
         plan = plan_from_json(order["plan"])
         peer.fault, peer.left = order["fault"], order["after_bytes"]
+        peer.count_direct()
+        direct = peer.direct if order["direct"] else None
         async with Averager(
-            peer, uid=order["uid"], run_id=plan.run_id, allow=set(order["allow"]).__contains__
+            peer, uid=order["uid"], run_id=plan.run_id, allow=set(order["allow"]).__contains__, direct=direct
         ) as averager:
             await averager.run(plan, np.ones(plan.size, dtype=np.float32), 1.0)
 

@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from distributed_training.averaging.lane import in_thread
 from distributed_training.averaging.streams import Stream, Transport
 from template.errors import AveragingError
 
@@ -32,6 +33,53 @@ class StreamContract:
             assert (stream.bytes_written, stream.bytes_read) == (300_000, 300_002)
             await stream.close()
         assert seen == [caller.peer_id]
+
+    async def test_a_closed_stream_ends(self, pair: Pair) -> None:
+        """All that was written before arrives, then the end."""
+        caller, called, addresses = pair
+        got = bytearray()
+        ended = asyncio.Event()
+
+        async def drain(stream: Stream) -> None:
+            while data := await stream.read(7000):
+                got.extend(data)
+            ended.set()
+
+        async with serving(called, drain):
+            stream = await caller.open(called.peer_id, addresses, "test/1")
+            for number in range(50):
+                await stream.write(bytes([number]) * 10_000)
+            await stream.close()
+            async with asyncio.timeout(5):
+                await ended.wait()
+        assert bytes(got) == b"".join(bytes([number]) * 10_000 for number in range(50))
+
+    async def test_threads_may_use_it(self, pair: Pair) -> None:
+        """As a lane: one thread sends while another receives, and what passed is counted."""
+        caller, called, addresses = pair
+        data = bytes(range(250)) * 4000
+
+        async def echo(stream: Stream) -> None:
+            lane = stream.lane()
+            buffer = memoryview(bytearray(len(data)))
+
+            def work() -> None:
+                for start in range(0, len(buffer), 1000):
+                    lane.receive_into(buffer[start : start + 1000])
+                    lane.send(buffer[start : start + 1000])
+
+            await in_thread(work, lane.abort)
+            await stream.read(1)
+
+        async with serving(called, echo):
+            stream = await caller.open(called.peer_id, addresses, "test/1")
+            lane, back = stream.lane(), memoryview(bytearray(len(data)))
+            async with asyncio.timeout(20), asyncio.TaskGroup() as both:
+                both.create_task(in_thread(lambda: lane.send(data), lane.abort))
+                both.create_task(in_thread(lambda: lane.receive_into(back), lane.abort))
+            assert bytes(back) == data
+            assert min(lane.sent, lane.received) >= len(data)
+            await stream.close()
 
     async def test_an_early_end_is_an_error(self, pair: Pair) -> None:
         """A reader that was promised more finds the stream lost, and `read` sees its end."""

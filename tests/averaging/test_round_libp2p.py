@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,18 +32,30 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("n", "auxiliary", "codec"), [(2, [], "none"), (4, [3], "none"), (4, [3], "fp16")])
+@pytest.mark.parametrize(
+    ("n", "auxiliary", "codec", "libp2p_only"),
+    [
+        (2, [], "none", []),
+        (4, [3], "none", []),
+        (4, [3], "fp16", [0, 1, 2, 3]),
+        (4, [], "none", [2]),
+        (4, [1], "fp16", [2]),
+    ],
+)
 async def test_everybody_gets_the_weighted_mean(
-    peers: dict[int, Peer], n: int, auxiliary: list[int], codec: str
+    peers: dict[int, Peer], n: int, auxiliary: list[int], codec: str, libp2p_only: list[int]
 ) -> None:
-    """To float32 rounding (half precision with fp16), and the same bits at everybody."""
-    async with group_on({uid: peers[uid] for uid in range(n)}) as group:
+    """To float32 rounding (half precision with fp16), the same bits at everybody, on either plane and on both."""
+    async with group_on({uid: peers[uid] for uid in range(n)}, libp2p_only=libp2p_only) as group:
         plan = make_plan(group.members(auxiliary=auxiliary), 300_001, codec=codec, chunk=50_000)
         values = contributions(plan)
         results = await group.run(plan, values)
     assert {r.outcome.state for r in results.values()} == {RoundState.DONE}
     assert len({r.average.tobytes() for r in results.values() if r.average is not None}) == 1
     tolerance = 1e-6 if codec == "none" else 2e-3
+    for uid, result in results.items():
+        for other, plane in result.outcome.planes.items():
+            assert plane == ("libp2p" if {uid, other} & set(libp2p_only) else "direct")
     assert results[0].average is not None
     np.testing.assert_allclose(results[0].average, exact_mean(values, weights(plan)), rtol=tolerance, atol=tolerance)
 
@@ -76,7 +89,7 @@ async def test_a_peer_outside_the_group_is_refused(peers: dict[int, Peer]) -> No
 
 
 async def test_twenty_rounds_leave_nothing_behind(peers: dict[int, Peer]) -> None:
-    """All complete, and neither descriptors nor tasks grow."""
+    """All complete, on connections that are used again, and neither descriptors, tasks nor threads grow."""
     async with group_on({uid: peers[uid] for uid in range(3)}) as group:
         counts = []
         for attempt in range(21):
@@ -84,9 +97,9 @@ async def test_twenty_rounds_leave_nothing_behind(peers: dict[int, Peer]) -> Non
             results = await group.run(plan, contributions(plan, seed=attempt))
             assert all(r.outcome.completed for r in results.values()), [r.outcome for r in results.values()]
             await asyncio.sleep(0.05)
-            counts.append((len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())))
-    assert counts[-1][0] <= counts[0][0] + 2
-    assert counts[-1][1] <= counts[0][1] + 2
+            assert all(plane == "direct" for r in results.values() for plane in r.outcome.planes.values())
+            counts.append((len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()))
+    assert all(last <= first + 2 for first, last in zip(counts[1], counts[-1], strict=True)), counts
 
 
 class MemberProcess:
@@ -98,7 +111,7 @@ class MemberProcess:
         self.peer_id: str = place["peer_id"]
         self.addresses = tuple(place["addresses"])
 
-    async def order(self, plan: RoundPlan, uid: int, fault: str, after_bytes: int) -> None:
+    async def order(self, plan: RoundPlan, uid: int, fault: str, after_bytes: int, *, direct: bool) -> None:
         """Run the plan as `uid`, with the fault."""
         allow = [m.peer_id for m in plan.members]
         data = {
@@ -107,6 +120,7 @@ class MemberProcess:
             "uid": uid,
             "fault": fault,
             "after_bytes": after_bytes,
+            "direct": direct,
         }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(data).encode() + b"\n")
@@ -147,8 +161,9 @@ async def require_end(pid: int, seconds: float) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("plane", ["direct", "libp2p"])
 @pytest.mark.parametrize("fault", ["kill", "stop"])
-async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path: Path, fault: str) -> None:
+async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path: Path, fault: str, plane: str) -> None:
     """SIGKILL or SIGSTOP: the others end in time, all name it and nobody else, keep all, and go on without it.
 
     The daemon of a killed process dies with it.
@@ -162,13 +177,14 @@ async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path
             odd = Participant(uid=3, peer_id=victim.peer_id, addresses=victim.addresses, share=1.0, contributes=True)
             plan = make_plan([*group.members(), odd], 2_000_000, deadlines=deadlines, chunk=50_000)
             values = contributions(plan)
-            await victim.order(plan, 3, fault, 3_000_000)
+            await victim.order(plan, 3, fault, 3_000_000, direct=plane == "direct")
             began = time.monotonic()
             results = await group.run(plan, values, without=[3])
             took = time.monotonic() - began
             for result in results.values():
                 assert result.outcome.state is RoundState.ABORTED
                 assert result.average is None
+                assert result.outcome.planes[3] == plane
                 assert [(f.uid, f.state) for f in result.outcome.failures] == [(3, "EXCHANGE")], result.outcome.failures
                 connect = result.outcome.seconds[RoundState.CONNECT]
                 assert took < connect + deadlines.exchange + 1.0

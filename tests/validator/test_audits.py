@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_training.averaging.outcome import RoundOutcome, RoundState
+from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
 from distributed_training.engine.audit import Auditor
 from distributed_training.protocol import Record, Train, TrainResponse, Transfer
 from distributed_training.scoring.combine import Evidence
@@ -54,6 +54,9 @@ class Court:
             average_hash=None,
             total_weight=None,
             seconds={},
+            work=Work(encode=0, decode=0, reduce=0, hash=0, wait=0),
+            first_byte=None,
+            planes={},
         )
         everybody = frozenset(self.net.neurons)
         rounds = (RoundSeen(epoch=0, attempt=0, live=everybody, asked=frozenset({1, 2}), delivered=frozenset({1, 2})),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distributed_training.averaging.outcome import RoundOutcome, RoundState
+from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
 from distributed_training.protocol import AllReduce, Deadlines, Failure
 from distributed_training.scoring.participation import Standing, participation_score, standing
 from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
@@ -38,6 +38,9 @@ def outcome(*failures: tuple[int, str, str], participants: tuple[int, ...] = ())
         average_hash=None,
         total_weight=None,
         seconds={},
+        work=Work(encode=0, decode=0, reduce=0, hash=0, wait=0),
+        first_byte=None,
+        planes={},
     )
 
 
