@@ -87,7 +87,8 @@ async def until_told(net: Subnet, kind: str, count: int = 1, uid: int = 0) -> li
 
 async def test_an_epoch_from_training_to_scores(tmp_path: Path) -> None:
     """Two miners and a validator by themselves: averaged, published, kept, audited, scored and remembered."""
-    async with subnet(tmp_path, attached=False) as net:
+    both = dataclasses.replace(EPOCH, min_miners=2)  # not before both have something to give
+    async with subnet(tmp_path, attached=False, epoch=both) as net:
         net.at_will = True
         validator = validator_of(net, until_epoch=1)
         running = [asyncio.create_task(role.run()) for role in (validator, net.miner(1), net.miner(2))]
