@@ -64,12 +64,8 @@ class Exchange:
         self._weights = weights
         start, stop = self._ranges[self._uid]
         if stop > start:
-            share, loop = self.average[start:stop], asyncio.get_running_loop()
-
-            def spoiled(uid: int, reason: str) -> None:
-                loop.call_soon_threadsafe(self._board.fail, uid, "sender", reason)
-
-            self._reducer = Reducer(share, self._plan.chunk, weights, self._codec, self._buffers, self.effort, spoiled)
+            share = self.average[start:stop]
+            self._reducer = Reducer(share, self._plan.chunk, weights, self._codec, self._buffers, self.effort)
             self._board.spawn(self._reduce_own(self._reducer, start))
         self._begun.set()
         for link in self._board.links.values():
@@ -227,10 +223,14 @@ class Exchange:
             return
 
         def work() -> None:
-            for index in range(len(reducer.chunks)):
-                data = reducer.buffer(index)
+            for index, (low, high) in enumerate(reducer.chunks):
+                memory, data = reducer.memory(index)
                 self._receive_chunk(link, lane, data)
-                reducer.add(link.member.uid, index, data)
+                with self.effort.spent("decode"):
+                    values = self._codec.decode(data, high - low)
+                    if not is_finite(values):
+                        raise Fault("values that are not finite")
+                reducer.add(link.member.uid, index, values, memory)
 
         await in_thread(work, lane.abort)
         link.part_done = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import threading
@@ -42,7 +43,7 @@ async def in_thread(work: Callable[[], T], unblock: Callable[[], None]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, daemon=True).start()
+    _thread.start_new_thread(run, ())  # Thread.start would keep the event loop waiting until the thread runs
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +23,11 @@ from template.errors import AveragingError
 _BLOCK = 1 << 14  # values that are summed at a time: they stay in a core's cache
 _LARGEST = np.finfo(np.float32).max
 
-Part = Floats | memoryview  # values, or their encoding
+
+@dataclass(frozen=True)
+class _Part:
+    values: Floats
+    memory: bytearray | None
 
 
 def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> None:
@@ -52,19 +57,11 @@ def is_finite(values: Floats) -> bool:
 class Reducer:
     """Averages one share over the contributors in `weights`, in chunks of `chunk` values, into `out` [size].
 
-    All methods may be called from any thread. `spoiled(uid, reason)` is called, from some thread, for a contributor
-    whose values are not finite; the chunk is never averaged then.
+    All methods may be called from any thread.
     """
 
     def __init__(
-        self,
-        out: Floats,
-        chunk: int,
-        weights: Mapping[int, float],
-        codec: Codec,
-        buffers: Buffers,
-        effort: Effort,
-        spoiled: Callable[[int, str], None],
+        self, out: Floats, chunk: int, weights: Mapping[int, float], codec: Codec, buffers: Buffers, effort: Effort
     ) -> None:
         self.chunks = chunks(out.size, chunk)
         self._out = out
@@ -72,25 +69,28 @@ class Reducer:
         self._codec = codec
         self._buffers = buffers
         self._effort = effort
-        self._spoiled = spoiled
-        self._parts: list[dict[int, Part]] = [{} for _ in self.chunks]
+        self._parts: list[dict[int, _Part]] = [{} for _ in self.chunks]
         self._encoded: list[bytes | memoryview | None] = [None] * len(self.chunks)
         self._changed = threading.Condition()
 
-    def buffer(self, index: int) -> memoryview:
-        """Memory for the encoded chunk `index`; it goes back when the chunk is averaged."""
+    def memory(self, index: int) -> tuple[bytearray, memoryview]:
+        """Memory for the encoded chunk `index`, and the view of it that is to be filled. It comes back by `add`."""
         start, stop = self.chunks[index]
-        size = self._codec.encoded_size(stop - start)
         low, high = self.chunks[0]
-        return memoryview(self._buffers.chunk(max(size, self._codec.encoded_size(high - low))))[:size]
+        size = self._codec.encoded_size(stop - start)
+        memory = self._buffers.chunk(max(size, self._codec.encoded_size(high - low)))
+        return memory, memoryview(memory)[:size]
 
-    def add(self, uid: int, index: int, part: Part) -> None:
-        """Take chunk `index` of a contributor, which must not change any more; averages it if it was the last one."""
+    def add(self, uid: int, index: int, values: Floats, memory: bytearray | None = None) -> None:
+        """Take the finite values of a contributor's chunk; averages it if it was the last one.
+
+        `values` must not change any more; they may lie in `memory`, which is used again when they were averaged.
+        """
         with self._changed:
             parts = self._parts[index]
             assert uid in self._weights
             assert uid not in parts
-            parts[uid] = part
+            parts[uid] = _Part(values, memory)
             complete = len(parts) == len(self._weights)
         if complete:
             self._average(index, parts)
@@ -110,6 +110,11 @@ class Reducer:
                     raise AveragingError("the stream was dropped")
                 self._changed.wait()
 
+    def wake(self) -> None:
+        """Let those who wait look whether they still should."""
+        with self._changed:
+            self._changed.notify_all()
+
     def release(self) -> None:
         """Let go of all memory; nothing may be asked of the reducer any more."""
         with self._changed:
@@ -117,42 +122,22 @@ class Reducer:
             self._parts.clear()
             self._encoded.clear()
 
-    def wake(self) -> None:
-        """Let those who wait look whether they still should."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def _average(self, index: int, parts: dict[int, Part]) -> None:
+    def _average(self, index: int, parts: dict[int, _Part]) -> None:
         start, stop = self.chunks[index]
         mean = self._out[start:stop]
         with self._effort.spent("reduce"):
-            values = {uid: self._values(parts[uid], stop - start) for uid in self._weights}
-            weighted_mean(list(values.values()), list(self._weights.values()), mean)
-            if not is_finite(mean) and not self._mend(mean, values):
-                return
+            weighted_mean([parts[uid].values for uid in self._weights], list(self._weights.values()), mean)
+            if not is_finite(mean):  # by rounding at the end of the range, as all parts were finite
+                np.clip(mean, -_LARGEST, _LARGEST, out=mean)
         with self._effort.spent("encode"):
             data = self._codec.encode(mean)
             decoded = self._codec.decode(data, stop - start)
             if not np.may_share_memory(decoded, mean):
                 mean[:] = decoded
         with self._changed:
-            used = [part.obj for part in parts.values() if isinstance(part, memoryview)]
+            used = [part.memory for part in parts.values() if part.memory is not None]
             parts.clear()
             self._encoded[index] = data
             self._changed.notify_all()
-        del values  # they may share the chunks' memory
         for memory in used:
-            if isinstance(memory, bytearray):
-                self._buffers.free(memory)
-
-    def _mend(self, mean: Floats, values: Mapping[int, Floats]) -> bool:
-        """A mean that is not finite: name whose fault it is, or, if it is rounding at the end of the range, cut."""
-        guilty = [uid for uid, part in values.items() if not is_finite(part)]
-        for uid in guilty:
-            self._spoiled(uid, "values that are not finite")
-        if not guilty:
-            np.clip(mean, -_LARGEST, _LARGEST, out=mean)
-        return not guilty
-
-    def _values(self, part: Part, n: int) -> Floats:
-        return self._codec.decode(part, n) if isinstance(part, memoryview) else part
+            self._buffers.free(memory)

@@ -24,6 +24,7 @@ from template.errors import AveragingError
 MAX_STALE = 64  # replaced certificates that may stay loaded; they are refused after the handshake
 _RECORD = struct.Struct(">BHH")
 _MAX_RECORD = (1 << 14) + 256
+TLS_HEADER = _RECORD.size
 
 Now = Callable[[], datetime.datetime]
 
@@ -127,6 +128,18 @@ def _private_file(content: bytes) -> Iterator[str]:
         yield file.name
 
 
+def record_size(header: bytes) -> int:
+    """Bytes of the record that begins with these five, them included.
+
+    Raises:
+        AveragingError: no record begins so.
+    """
+    kind, _, length = _RECORD.unpack(header)
+    if not 20 <= kind <= 23 or length > _MAX_RECORD:
+        raise AveragingError("what arrived is not TLS")
+    return TLS_HEADER + int(length)
+
+
 class TlsChannel:
     """An established TLS connection; used by one thread at a time."""
 
@@ -201,11 +214,8 @@ class TlsChannel:
             return  # it does not; the failure itself is what we report
 
     def _read_record(self) -> None:
-        header = self._read_exactly(_RECORD.size)
-        kind, _, length = _RECORD.unpack(header)
-        if not 20 <= kind <= 23 or length > _MAX_RECORD:
-            raise AveragingError("what arrived is not TLS")
-        self._incoming.write(header + self._read_exactly(length))
+        header = self._read_exactly(TLS_HEADER)
+        self._incoming.write(header + self._read_exactly(record_size(header) - TLS_HEADER))
 
     def _read_exactly(self, count: int) -> bytes:
         data = b""

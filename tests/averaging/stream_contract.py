@@ -149,7 +149,7 @@ class StreamContract:
         assert cancelled.is_set()
         stream.abort()
         with pytest.raises(AveragingError):
-            await (await caller.open(called.peer_id, addresses, "test/1")).readexactly(1)
+            await read_one(caller, called, addresses)
         await called.serve("test/1", hang)
         await called.unserve("test/1")
 
@@ -160,6 +160,14 @@ Pair = tuple[Transport, Transport, tuple[str, ...]]
 async def write_forever(stream: Stream) -> None:
     while True:
         await stream.write(bytes(1 << 20))
+
+
+async def read_one(caller: Transport, called: Transport, addresses: tuple[str, ...]) -> bytes:
+    stream = await caller.open(called.peer_id, addresses, "test/1")
+    try:
+        return await stream.readexactly(1)
+    finally:
+        stream.abort()
 
 
 class serving:  # noqa: N801 - reads as a statement in `async with`

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -98,7 +97,9 @@ async def test_twenty_rounds_leave_nothing_behind(peers: dict[int, Peer]) -> Non
             assert all(r.outcome.completed for r in results.values()), [r.outcome for r in results.values()]
             await asyncio.sleep(0.05)
             assert all(plane == "direct" for r in results.values() for plane in r.outcome.planes.values())
-            counts.append((len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()))
+            counts.append(
+                (len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), len(os.listdir("/proc/self/task")))
+            )
     assert all(last <= first + 2 for first, last in zip(counts[1], counts[-1], strict=True)), counts
 
 
