@@ -228,7 +228,8 @@ class DirectTransport:
         Raises:
             AveragingError: the certificate does not prove that peer id.
         """
-        self._trust.add(peer_id, certificate)
+        if self._trust.add(peer_id, certificate):
+            self._unreachable.pop(peer_id, None)  # it has started anew, perhaps elsewhere
 
     # Calling
 

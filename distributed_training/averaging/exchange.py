@@ -192,7 +192,7 @@ class Exchange:
         if link.data_open or link.greeting is None or hello.weight != link.weight or not self._reduces():
             self._board.fail(uid, "sender", "a data stream that the plan does not have")
             return
-        link.data_open = True
+        link.data_open = link.data_live = True
         await self._begun.wait()
         assert self._reducer is not None
         try:
@@ -207,6 +207,9 @@ class Exchange:
             self._lost(link, lost.exceptions[0])
         except* Fault as fault:
             self._board.fail(uid, "sender", str(fault.exceptions[0]))
+        finally:
+            link.data_live = False
+            self._board.ring()
 
     def _lost(self, link: Link, error: BaseException) -> None:
         if not link.receiving.bytes and not link.part_done:

@@ -33,6 +33,7 @@ from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.averaging.vote import Decision, decide, disagreements
+from distributed_training.protocol import Failure
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
@@ -173,11 +174,16 @@ class Round:
 
     def _hopeless(self) -> bool:
         """Whether the round cannot succeed any more for us, before COMMIT."""
-        if self._board.failures or self._board.suspects:
+        if self._board.suspects or any(self._matters(failed) for failed in self._board.failures.values()):
             return True
         if any(link.useless for link in self._board.links.values()):
             return True
         return self._board.state is RoundState.EXCHANGE and self._decision() is Decision.ABORT
+
+    def _matters(self, failed: Failure) -> bool:
+        """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more."""
+        link = self._board.links[failed.uid]
+        return failed.role != "voter" or not (link.connected and link.part_done and link.average_done)
 
     def _name_the_late(self) -> None:
         connecting = self._board.state is RoundState.CONNECT
@@ -216,8 +222,12 @@ class Round:
         return decide(self._weights(), votes, silent, self._average_hash, self.plan.quorum)
 
     def _nobody_needs_us(self, ballots: list[asyncio.Task[None]]) -> bool:
-        """Whether our vote has arrived everywhere and everybody has what we reduced: who voted has everything."""
-        return _all_done(ballots) and all(link.voted_or_lost for link in self._board.links.values())
+        """Whether our vote has arrived everywhere and everybody has what we reduced.
+
+        Who voted has everything, and closed its data stream before; when we have seen that too, all is counted.
+        """
+        links = self._board.links.values()
+        return _all_done(ballots) and all(x.lost or (x.vote is not None and not x.data_live) for x in links)
 
     def _blame_for_the_vote(self, *, late: bool) -> None:
         links = self._board.links

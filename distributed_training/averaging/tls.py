@@ -40,14 +40,14 @@ class Trust:
         self._lock = threading.Lock()
         self._rebuild()
 
-    def add(self, peer_id: str, certificate: bytes) -> None:
-        """Trust this certificate (DER) for the peer, instead of an earlier one.
+    def add(self, peer_id: str, certificate: bytes) -> bool:
+        """Trust this certificate (DER) for the peer, instead of an earlier one; whether that is new.
 
         Raises:
             AveragingError: it does not prove that peer id.
         """
         if self._by_peer.get(peer_id) == certificate:
-            return
+            return False
         proved = certified_peer(certificate, self._now())
         if proved != peer_id:
             raise AveragingError(f"a certificate of {proved} was given for {peer_id}")
@@ -58,6 +58,7 @@ class Trust:
             self._load(certificate)
             if self._loaded > 2 * len(self._by_peer) + MAX_STALE:  # peers were replaced; OpenSSL cannot forget one
                 self._rebuild()
+            return True
 
     def call(self, raw: socket.socket, peer_id: str) -> TlsChannel:
         """The handshake as the side that opened the connection; only that peer may answer.

@@ -252,6 +252,16 @@ async def test_an_unreachable_peer_is_found_out_soon_and_remembered(two: list[Di
             two[0]._unreachable.clear()
 
 
+async def test_a_peer_that_started_anew_is_tried_at_once(two: list[DirectTransport], tmp_path: Path) -> None:
+    """A new certificate is a new process, which may be reachable where the old one was not."""
+    with pytest.raises(AveragingError, match="cannot be reached"):
+        await two[0].open(two[1].peer_id, ("/ip4/127.0.0.1/tcp/1",), "test/1")
+    async with started(1, tmp_path) as again:
+        again.trust(two[0].peer_id, two[0].certificate)
+        two[0].trust(again.peer_id, again.certificate)
+        await (await two[0].open(again.peer_id, address_of(again), "test/1")).close()
+
+
 async def test_one_good_address_among_bad_ones_is_enough(two: list[DirectTransport]) -> None:
     """They are tried at the same time."""
     addresses = ("/ip4/127.0.0.1/tcp/1", "/dns4/x/tcp/1", "/ip4/127.0.0.1/udp/1", *address_of(two[1]))
