@@ -161,12 +161,16 @@ class Round:
         return self._result(RoundState.DONE)
 
     async def _abort(self, deadline: float) -> RoundResult:
-        """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain."""
+        """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain.
+
+        In EXCHANGE streams stay open for that moment, so that all can see for themselves what the first one saw.
+        """
         if time.monotonic() >= deadline:
             self._name_the_late()
         ballots = self._cast(Vote(average_hash=None, failures=tuple(self._board.failures.values())))
         settled = time.monotonic() + self._config.settle_seconds
-        await self._board.until(lambda: _all_done(ballots) and self._board.settled(), settled, _never)
+        moving = self._board.state is RoundState.EXCHANGE
+        await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
             self._name_the_late()
         self._board.name_unexplained()

