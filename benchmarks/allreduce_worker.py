@@ -39,16 +39,17 @@ def vector(order: Result) -> npt.NDArray[np.float32]:
 
 
 class Usage:
-    """Processor seconds and peak memory of this process and its children from `reset` on."""
+    """Processor seconds and peak extra memory of this process and its children."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
+        """Memory counts from here on, what is kept between repetitions included; processor time from `reset` on."""
         self._family = [psutil.Process(), *psutil.Process().children(recursive=True)]
         for process in self._family:
             Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
         self._memory = self._sum("VmRSS")
+        self.reset()
+
+    def reset(self) -> None:
         self._seconds = self._cpu()
 
     def read(self) -> Result:
@@ -67,8 +68,9 @@ class Usage:
 
 def repeat(work: Callable[[Result], Result]) -> None:
     """One repetition for each line of input."""
+    usage = Usage()
     while order := hear():
-        usage = Usage()
+        usage.reset()
         began = time.perf_counter()
         result = work(order)
         say({"seconds": time.perf_counter() - began, **usage.read(), **result})
@@ -157,6 +159,7 @@ async def ours(order: Result) -> None:
         async with Averager(
             peer, uid=order["rank"], run_id="bench-000000000000", allow=known.__contains__, direct=direct
         ) as averager:
+            usage = Usage()
             while go := await asyncio.to_thread(hear):
                 plan = RoundPlan(
                     round_id=f"{go['go']:032x}",
@@ -170,7 +173,7 @@ async def ours(order: Result) -> None:
                     quorum=0.67,
                     max_weight=1.0,
                 )
-                usage = Usage()
+                usage.reset()
                 began = time.perf_counter()
                 outcome = (await averager.run(plan, values, 1.0)).outcome
                 seconds = time.perf_counter() - began

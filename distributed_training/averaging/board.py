@@ -39,6 +39,7 @@ class Link:
         self.vote: Vote | None = None
         self.lost = False  # its control stream ended
         self.data_open = False  # it opened its one data stream
+        self.data_live = False  # which has not ended yet
         self.part_done = not part_due  # its part of our share is here, or none is due
         self.average_done = not average_due  # its share's average is here, or none is due
         self.reduces = average_due
@@ -136,16 +137,16 @@ class Board:
         return tuple((suspected | self.failures).values())
 
     def settled(self) -> bool:
-        """Whether every suspect has explained itself and everybody accused by others was tried by ourselves."""
+        """Whether every suspect has explained itself and everybody accused was tried by all who can, ourselves too."""
         return all(self.links[uid].gave_up for uid in self.suspects) and not any(
             self._untried(accusation) for accusations in self.accusations().values() for accusation in accusations
         )
 
     def _untried(self, accusation: Failure) -> bool:
         link = self.links.get(accusation.uid)  # None: we are accused ourselves
-        if link is None or accusation.uid in self.failures:
-            return False
-        if link.gave_up and not (accusation.role == "sender" and link.data_open):  # what it sent may still arrive
+        if link is None:
+            return True  # stay, so that others can see for themselves
+        if accusation.uid in self.failures or (link.gave_up and not link.data_live):
             return False
         done = {"sender": link.part_done, "reducer": link.average_done, "voter": link.voted_or_lost}
         return not done[accusation.role]

@@ -30,7 +30,7 @@ from pydantic import Field, StringConstraints, ValidationError
 
 from distributed_training.averaging.identity import HostKey
 from distributed_training.averaging.lane import in_thread
-from distributed_training.averaging.sealed import KEY, Connection, Incoming, Outgoing
+from distributed_training.averaging.sealed import KEY, SMALL, Connection, Incoming, Outgoing
 from distributed_training.averaging.streams import Handler, Lane
 from distributed_training.averaging.tls import Trust
 from template.errors import AveragingError
@@ -101,24 +101,43 @@ class DirectStream:
         return self.outgoing.content
 
     async def read(self, limit: int) -> bytes:
+        if not self.incoming.ready:
+            await _readable(self.connection)
+        if self.incoming.ready:
+            return self.incoming.receive(limit)
         return await in_thread(lambda: self.incoming.receive(limit), self.abort)
 
     async def readexactly(self, count: int) -> bytes:
-        data = bytearray(count)
-        await in_thread(lambda: self.incoming.receive_into(memoryview(data)), self.abort)
-        return bytes(data)
+        data = bytearray()
+        while len(data) < min(count, SMALL):
+            more = await self.read(count - len(data))
+            if not more:
+                self.abort()
+                raise AveragingError("the stream ended early")
+            data += more
+        if len(data) == count:
+            return bytes(data)
+        rest = bytearray(count - len(data))
+        await in_thread(lambda: self.incoming.receive_into(memoryview(rest)), self.abort)
+        return bytes(data + rest)
 
     async def write(self, data: bytes | memoryview) -> None:
         if self._over:
             raise AveragingError("the stream is closed")
-        await in_thread(lambda: self.outgoing.send(data), self.abort)
+        if len(data) > SMALL or not self.outgoing.send_small(data):
+            await in_thread(lambda: self.outgoing.send(data), self.abort)
 
     async def close(self) -> None:
         if self._over:
             return
-        await in_thread(self.outgoing.end, self.abort)
+        await self.end()
         self._over = True
         self._closed(self)
+
+    async def end(self) -> None:
+        """Say that nothing follows."""
+        if not self.outgoing.ended and not self.outgoing.end_at_once():
+            await in_thread(self.outgoing.end, self.abort)
 
     def abort(self) -> None:
         if not self._over:
@@ -209,7 +228,8 @@ class DirectTransport:
         Raises:
             AveragingError: the certificate does not prove that peer id.
         """
-        self._trust.add(peer_id, certificate)
+        if self._trust.add(peer_id, certificate):
+            self._unreachable.pop(peer_id, None)  # it has started anew, perhaps elsewhere
 
     # Calling
 
@@ -229,7 +249,7 @@ class DirectTransport:
         keys = os.urandom(KEY), os.urandom(KEY)
         opening = _Opening(protocol=protocol, call_key=keys[0].hex(), answer_key=keys[1].hex())
         data = opening.model_dump_json().encode()
-        await in_thread(lambda: _send_record(connection, _SIZE.pack(len(data)) + data), connection.drop)
+        _send_record(connection, _SIZE.pack(len(data)) + data)  # nothing waits in its socket: this does not block
         return DirectStream(connection, *keys, self._recycle_soon)
 
     def _take_idle(self, peer_id: str) -> Connection | None:
@@ -294,7 +314,7 @@ class DirectTransport:
         connection = stream.connection
         try:
             async with asyncio.timeout(self._config.end_seconds):
-                while await in_thread(lambda: stream.incoming.receive(1), connection.drop):
+                if await stream.read(1):
                     raise AveragingError("more than was read")
             idle = self._idle.setdefault(stream.peer_id, [])
             if len(idle) >= self._config.per_peer:
@@ -369,9 +389,12 @@ class DirectTransport:
 
     async def _serve_stream(self, connection: Connection) -> bool:
         """The next stream of a connection; whether another one may follow."""
-        await _readable(connection.raw)
-        async with asyncio.timeout(self._config.handshake_seconds):
-            opening = await in_thread(lambda: _receive_opening(connection), connection.drop)
+        await _readable(connection)
+        if connection.holds_record():
+            opening = _receive_opening(connection)
+        else:
+            async with asyncio.timeout(self._config.handshake_seconds):
+                opening = await in_thread(lambda: _receive_opening(connection), connection.drop)
         handler = self._handlers.get(opening.protocol)
         task = asyncio.current_task()
         if handler is None or task is None:
@@ -388,7 +411,8 @@ class DirectTransport:
             self._callers[task] = ""
         if not stream.incoming.drained or connection.dropped:
             return False
-        await in_thread(stream.outgoing.end, connection.drop)
+        async with asyncio.timeout(self._config.end_seconds):
+            await stream.end()
         return True
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -453,12 +477,13 @@ def _receive_opening(connection: Connection) -> _Opening:
             raise AveragingError(f"not an opening: {error.error_count()} faults") from error
 
 
-async def _readable(raw: socket.socket) -> None:
+async def _readable(connection: Connection) -> None:
+    """Wait until something arrived, or the connection ended or was dropped."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    descriptor = raw.fileno()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(descriptor)
+    with connection.use() as raw:  # which keeps the descriptor ours
+        loop.add_reader(raw.fileno(), ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(raw.fileno())

@@ -72,13 +72,8 @@ class Exchange:
         self._weights = weights
         start, stop = self._ranges[self._uid]
         if stop > start:
-            share, loop = self.average[start:stop], asyncio.get_running_loop()
-
-            def spoiled(uid: int, reason: str) -> None:
-                loop.call_soon_threadsafe(self._board.fail, uid, "sender", reason)
-
-            codec = self._codecs.average
-            self._reducer = Reducer(share, self._plan.chunk, weights, codec, self._buffers, self.effort, spoiled)
+            share, codec = self.average[start:stop], self._codecs.average
+            self._reducer = Reducer(share, self._plan.chunk, weights, codec, self._buffers, self.effort)
             self._board.spawn(self._reduce_own(self._reducer, start))
         self._begun.set()
         for link in self._board.links.values():
@@ -212,7 +207,7 @@ class Exchange:
         if link.data_open or link.greeting is None or hello.weight != link.weight or not self._reduces():
             self._board.fail(uid, "sender", "a data stream that the plan does not have")
             return
-        link.data_open = True
+        link.data_open = link.data_live = True
         await self._begun.wait()
         assert self._reducer is not None
         try:
@@ -227,6 +222,9 @@ class Exchange:
             self._lost(link, lost.exceptions[0])
         except* Fault as fault:
             self._board.fail(uid, "sender", str(fault.exceptions[0]))
+        finally:
+            link.data_live = False
+            self._board.ring()
 
     def _lost(self, link: Link, error: BaseException) -> None:
         if not link.receiving.bytes and not link.part_done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures
 import threading
@@ -19,8 +20,8 @@ T = TypeVar("T")
 async def in_thread(work: Callable[[], T], unblock: Callable[[], None]) -> T:
     """Run blocking `work` in a thread of its own and return what it returns.
 
-    When the caller is cancelled, `unblock` is called (in the loop's thread) and must make `work` end soon: its end is
-    awaited, so that nothing it uses is touched afterwards.
+    When the caller is cancelled, `unblock` is called (in the loop's thread) and must make `work` end soon, returning or
+    raising AveragingError: its end is awaited, so that nothing it uses is touched afterwards.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -42,15 +43,16 @@ async def in_thread(work: Callable[[], T], unblock: Callable[[], None]) -> T:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, result, error)
 
-    threading.Thread(target=run, daemon=True).start()
+    _thread.start_new_thread(run, ())  # Thread.start would keep the event loop waiting until the thread runs
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
         unblock()
         await asyncio.wait({future})
-        if not future.cancelled():
-            future.exception()  # it was unblocked: that it failed is no news
-        raise
+        error = None if future.cancelled() else future.exception()
+        if error is None or isinstance(error, AveragingError):  # it was unblocked: that it failed is no news
+            raise
+        raise error from None  # it had failed by itself just before
 
 
 class StreamLane:

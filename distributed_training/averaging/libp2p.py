@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from hivemind.p2p import PeerID
@@ -81,6 +82,7 @@ class Libp2pTransport:
         self._server: asyncio.Server | None = None
         self._handlers: dict[str, Handler] = {}
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._connected: set[str] = set()  # peers that had a stream of ours: asking to connect again takes time
 
     async def start(self) -> None:
         """Listen for the streams that the daemon hands over."""
@@ -95,9 +97,14 @@ class Libp2pTransport:
 
     async def open(self, peer_id: str, addresses: tuple[str, ...], protocol: str) -> Libp2pStream:
         remote, at = parse_peer(peer_id, addresses)
+        if peer_id in self._connected:
+            with contextlib.suppress(AveragingError):  # it is not connected any more; the second try tells more
+                return Libp2pStream(peer_id, *await self._daemon.open(remote, protocol))
+            self._connected.discard(peer_id)
         await self._daemon.connect(remote, at)
-        reader, writer = await self._daemon.open(remote, protocol)
-        return Libp2pStream(peer_id, reader, writer)
+        stream = Libp2pStream(peer_id, *await self._daemon.open(remote, protocol))
+        self._connected.add(peer_id)
+        return stream
 
     async def serve(self, protocol: str, handler: Handler) -> None:
         if protocol in self._handlers:

@@ -44,20 +44,12 @@ def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats
 class Reducer:
     """Averages one share over the contributors in `weights`, in chunks of `chunk` values, into `out` [size].
 
-    `codec` is that of the average; parts come decoded. All methods may be called from any thread. `spoiled(uid,
-    reason)` is called, from some thread, for a contributor whose values `codec` cannot carry; the chunk is never
-    averaged then.
+    `codec` is that of the average; parts come decoded, with values that it can carry. All methods may be called from
+    any thread.
     """
 
     def __init__(
-        self,
-        out: Floats,
-        chunk: int,
-        weights: Mapping[int, float],
-        codec: Codec,
-        buffers: Buffers,
-        effort: Effort,
-        spoiled: Callable[[int, str], None],
+        self, out: Floats, chunk: int, weights: Mapping[int, float], codec: Codec, buffers: Buffers, effort: Effort
     ) -> None:
         self.chunks = chunks(out.size, chunk)
         self._out = out
@@ -65,7 +57,6 @@ class Reducer:
         self._codec = codec
         self._buffers = buffers
         self._effort = effort
-        self._spoiled = spoiled
         self._parts: list[dict[int, Part]] = [{} for _ in self.chunks]
         self._encoded: list[bytes | memoryview | None] = [None] * len(self.chunks)
         self._changed = threading.Condition()
@@ -77,7 +68,10 @@ class Reducer:
         return memoryview(self._buffers.chunk(4 * (high - low)))[: 4 * (stop - start)]
 
     def add(self, uid: int, index: int, part: Part) -> None:
-        """Take chunk `index` of a contributor, which must not change any more; averages it if it was the last one."""
+        """Take chunk `index` of a contributor, whose values `codec` can carry; averages it if it was the last one.
+
+        `part` must not change any more; what came from `buffer` is used again when it was averaged.
+        """
         with self._changed:
             parts = self._parts[index]
             assert uid in self._weights
@@ -102,6 +96,11 @@ class Reducer:
                     raise AveragingError("the stream was dropped")
                 self._changed.wait()
 
+    def wake(self) -> None:
+        """Let those who wait look whether they still should."""
+        with self._changed:
+            self._changed.notify_all()
+
     def release(self) -> None:
         """Let go of all memory; nothing may be asked of the reducer any more."""
         with self._changed:
@@ -109,19 +108,15 @@ class Reducer:
             self._parts.clear()
             self._encoded.clear()
 
-    def wake(self) -> None:
-        """Let those who wait look whether they still should."""
-        with self._changed:
-            self._changed.notify_all()
-
     def _average(self, index: int, parts: dict[int, Part]) -> None:
         start, stop = self.chunks[index]
         mean = self._out[start:stop]
         with self._effort.spent("reduce"):
-            values = {uid: _values(parts[uid]) for uid in self._weights}
-            weighted_mean(list(values.values()), list(self._weights.values()), mean)
-            if not all_within(mean, self._codec.largest) and not self._mend(mean, values):
-                return
+            values = [_values(parts[uid]) for uid in self._weights]
+            weighted_mean(values, list(self._weights.values()), mean)
+            largest = self._codec.largest
+            if not all_within(mean, largest):  # by rounding at the end of the range, as all parts were within
+                np.clip(mean, -largest, largest, out=mean)
         with self._effort.spent("encode"):
             data = self._encode(mean)
         with self._changed:
@@ -141,16 +136,6 @@ class Reducer:
         data = self._codec.encode(mean)
         self._codec.decode(data, mean.size, mean)
         return data
-
-    def _mend(self, mean: Floats, values: Mapping[int, Floats]) -> bool:
-        """A mean that cannot be carried: name whose fault it is, or, if it is rounding at the end of the range, cut."""
-        largest = self._codec.largest
-        guilty = [uid for uid, part in values.items() if not all_within(part, largest)]
-        for uid in guilty:
-            self._spoiled(uid, f"values that are not finite, or beyond {largest:g}")
-        if not guilty:
-            np.clip(mean, -largest, largest, out=mean)
-        return not guilty
 
 
 def _values(part: Part) -> Floats:

@@ -34,6 +34,7 @@ from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.averaging.vote import Decision, decide, disagreements
+from distributed_training.protocol import Failure
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
@@ -165,13 +166,17 @@ class Round:
         return self._result(RoundState.DONE)
 
     async def _abort(self, deadline: float) -> RoundResult:
-        """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain."""
+        """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain.
+
+        In EXCHANGE streams stay open for that moment, so that all can see for themselves what the first one saw.
+        """
         if time.monotonic() >= deadline:
             self._name_the_late()
         self._board.name_the_mute()
         ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons()))
         settled = time.monotonic() + self._config.settle_seconds
-        await self._board.until(lambda: _all_done(ballots) and self._board.settled(), settled, _never)
+        moving = self._board.state is RoundState.EXCHANGE
+        await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
             self._name_the_late()
         self._board.name_unexplained()
@@ -179,11 +184,16 @@ class Round:
 
     def _hopeless(self) -> bool:
         """Whether the round cannot succeed any more for us, before COMMIT."""
-        if self._board.failures or self._board.suspects:
+        if self._board.suspects or any(self._matters(failed) for failed in self._board.failures.values()):
             return True
         if any(link.useless for link in self._board.links.values()):
             return True
         return self._board.state is RoundState.EXCHANGE and self._decision() is Decision.ABORT
+
+    def _matters(self, failed: Failure) -> bool:
+        """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more."""
+        link = self._board.links[failed.uid]
+        return failed.role != "voter" or not (link.connected and link.part_done and link.average_done)
 
     def _name_the_late(self) -> None:
         connecting = self._board.state is RoundState.CONNECT
@@ -222,8 +232,12 @@ class Round:
         return decide(self._weights(), votes, silent, self._average_hash, self.plan.quorum)
 
     def _nobody_needs_us(self, ballots: list[asyncio.Task[None]]) -> bool:
-        """Whether our vote has arrived everywhere and everybody has what we reduced: who voted has everything."""
-        return _all_done(ballots) and all(link.voted_or_lost for link in self._board.links.values())
+        """Whether our vote has arrived everywhere and everybody has what we reduced.
+
+        Who voted has everything, and closed its data stream before; when we have seen that too, all is counted.
+        """
+        links = self._board.links.values()
+        return _all_done(ballots) and all(x.lost or (x.vote is not None and not x.data_live) for x in links)
 
     def _blame_for_the_vote(self, *, late: bool) -> None:
         links = self._board.links

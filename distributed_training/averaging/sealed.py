@@ -11,19 +11,21 @@ A length is checked before anything is allocated for it, and no more than a fram
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from distributed_training.averaging.tls import TlsChannel
+from distributed_training.averaging.tls import TLS_HEADER, TlsChannel, record_size
 from template.errors import AveragingError
 
 FRAME = 1 << 17  # bytes of content at most: stays in a core's cache on its way
 KEY = 16  # bytes
+SMALL = 4096  # bytes: what is sent or received in the event loop's own thread, as it blocks nobody
 _LENGTH = struct.Struct(">I")
 _TAG = 16
 _MAX_FRAMES = 1 << 32
@@ -44,6 +46,22 @@ class Connection:
     @property
     def dropped(self) -> bool:
         return self._dropped
+
+    def holds_frame(self) -> bool:
+        """Whether a small frame has arrived whole, so that receiving it blocks nobody."""
+        return self._holds(_LENGTH.size, lambda head: _LENGTH.size + int(_LENGTH.unpack(head)[0]))
+
+    def holds_record(self) -> bool:
+        """The same for a TLS record."""
+        return self._holds(TLS_HEADER, record_size)
+
+    def _holds(self, head: int, size: Callable[[bytes], int]) -> bool:
+        with self.use() as raw:
+            try:
+                start = raw.recv(SMALL, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            return len(start) >= head and size(start[:head]) <= len(start)
 
     @contextlib.contextmanager
     def use(self) -> Iterator[socket.socket]:
@@ -101,12 +119,25 @@ class Outgoing:
             for start in range(0, len(view), FRAME):
                 self._send_frame(raw, view[start : start + FRAME], flags)
 
+    def end_at_once(self) -> bool:
+        """`end`, without blocking; False if the socket is full and nothing was done."""
+        self.ended = self.send_small(b"")
+        return self.ended
+
     def end(self) -> None:
         """Say that nothing follows."""
         if not self.ended:
             self.ended = True
             with self._connection.use() as raw:
                 self._send_frame(raw, memoryview(b""), 0)
+
+    def send_small(self, data: bytes | memoryview) -> bool:
+        """Send at most SMALL bytes without blocking; False if the socket is full and nothing was done."""
+        with self._connection.use() as raw:
+            if not select.select([], [raw], [], 0)[1]:
+                return False
+            self._send_frame(raw, memoryview(data).cast("B"), 0)  # a socket is writable only with room for more
+            return True
 
     def _send_frame(self, raw: socket.socket, content: memoryview, flags: int) -> None:
         size = _LENGTH.size + len(content) + _TAG
@@ -133,6 +164,11 @@ class Incoming:
         self._frames = 0
         self._length = bytearray(_LENGTH.size)
         self._left = memoryview(b"")  # opened, not yet handed out
+
+    @property
+    def ready(self) -> bool:
+        """Whether `receive` returns at once."""
+        return bool(self._left) or self.ended or self._connection.holds_frame()
 
     @property
     def drained(self) -> bool:

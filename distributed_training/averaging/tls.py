@@ -24,6 +24,7 @@ from template.errors import AveragingError
 MAX_STALE = 64  # replaced certificates that may stay loaded; they are refused after the handshake
 _RECORD = struct.Struct(">BHH")
 _MAX_RECORD = (1 << 14) + 256
+TLS_HEADER = _RECORD.size
 
 Now = Callable[[], datetime.datetime]
 
@@ -39,14 +40,14 @@ class Trust:
         self._lock = threading.Lock()
         self._rebuild()
 
-    def add(self, peer_id: str, certificate: bytes) -> None:
-        """Trust this certificate (DER) for the peer, instead of an earlier one.
+    def add(self, peer_id: str, certificate: bytes) -> bool:
+        """Trust this certificate (DER) for the peer, instead of an earlier one; whether that is new.
 
         Raises:
             AveragingError: it does not prove that peer id.
         """
         if self._by_peer.get(peer_id) == certificate:
-            return
+            return False
         proved = certified_peer(certificate, self._now())
         if proved != peer_id:
             raise AveragingError(f"a certificate of {proved} was given for {peer_id}")
@@ -57,6 +58,7 @@ class Trust:
             self._load(certificate)
             if self._loaded > 2 * len(self._by_peer) + MAX_STALE:  # peers were replaced; OpenSSL cannot forget one
                 self._rebuild()
+            return True
 
     def call(self, raw: socket.socket, peer_id: str) -> TlsChannel:
         """The handshake as the side that opened the connection; only that peer may answer.
@@ -125,6 +127,18 @@ def _private_file(content: bytes) -> Iterator[str]:
         file.write(content)
         file.flush()
         yield file.name
+
+
+def record_size(header: bytes) -> int:
+    """Bytes of the record that begins with these five, them included.
+
+    Raises:
+        AveragingError: no record begins so.
+    """
+    kind, _, length = _RECORD.unpack(header)
+    if not 20 <= kind <= 23 or length > _MAX_RECORD:
+        raise AveragingError("what arrived is not TLS")
+    return TLS_HEADER + int(length)
 
 
 class TlsChannel:
@@ -201,11 +215,8 @@ class TlsChannel:
             return  # it does not; the failure itself is what we report
 
     def _read_record(self) -> None:
-        header = self._read_exactly(_RECORD.size)
-        kind, _, length = _RECORD.unpack(header)
-        if not 20 <= kind <= 23 or length > _MAX_RECORD:
-            raise AveragingError("what arrived is not TLS")
-        self._incoming.write(header + self._read_exactly(length))
+        header = self._read_exactly(TLS_HEADER)
+        self._incoming.write(header + self._read_exactly(record_size(header) - TLS_HEADER))
 
     def _read_exactly(self, count: int) -> bytes:
         data = b""

@@ -149,7 +149,7 @@ class StreamContract:
         assert cancelled.is_set()
         stream.abort()
         with pytest.raises(AveragingError):
-            await read_one(caller, called.peer_id, addresses)
+            await read_one(caller, called, addresses)
         await called.serve("test/1", hang)
         await called.unserve("test/1")
 
@@ -157,17 +157,17 @@ class StreamContract:
 Pair = tuple[Transport, Transport, tuple[str, ...]]
 
 
-async def read_one(caller: Transport, peer_id: str, addresses: tuple[str, ...]) -> bytes:
-    stream = await caller.open(peer_id, addresses, "test/1")
+async def write_forever(stream: Stream) -> None:
+    while True:
+        await stream.write(bytes(1 << 20))
+
+
+async def read_one(caller: Transport, called: Transport, addresses: tuple[str, ...]) -> bytes:
+    stream = await caller.open(called.peer_id, addresses, "test/1")
     try:
         return await stream.readexactly(1)
     finally:
         stream.abort()
-
-
-async def write_forever(stream: Stream) -> None:
-    while True:
-        await stream.write(bytes(1 << 20))
 
 
 class serving:  # noqa: N801 - reads as a statement in `async with`

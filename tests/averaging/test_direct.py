@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import struct
-import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -174,7 +173,7 @@ async def test_a_changed_byte_ends_the_stream(two: list[DirectTransport]) -> Non
 
         async def read(stream: Stream, failed: asyncio.Future[str] = failed) -> None:
             try:
-                await stream.readexactly(200)
+                await stream.readexactly(10_000)
             except AveragingError as error:
                 failed.set_result(str(error))
 
@@ -182,7 +181,7 @@ async def test_a_changed_byte_ends_the_stream(two: list[DirectTransport]) -> Non
             stream = await two[0].open(two[1].peer_id, address_of(two[1]), "test/1")
             sent: list[bytes] = []
             real, stream.connection.raw = stream.connection.raw, _Tap(sent)  # type: ignore[assignment]
-            await stream.write(bytes(100))
+            await stream.write(bytes(5000))
             stream.connection.raw = real
             real.sendall(forge(sent[0]))
             async with asyncio.timeout(5):
@@ -253,6 +252,16 @@ async def test_an_unreachable_peer_is_found_out_soon_and_remembered(two: list[Di
             two[0]._unreachable.clear()
 
 
+async def test_a_peer_that_started_anew_is_tried_at_once(two: list[DirectTransport], tmp_path: Path) -> None:
+    """A new certificate is a new process, which may be reachable where the old one was not."""
+    with pytest.raises(AveragingError, match="cannot be reached"):
+        await two[0].open(two[1].peer_id, ("/ip4/127.0.0.1/tcp/1",), "test/1")
+    async with started(1, tmp_path) as again:
+        again.trust(two[0].peer_id, two[0].certificate)
+        two[0].trust(again.peer_id, again.certificate)
+        await (await two[0].open(again.peer_id, address_of(again), "test/1")).close()
+
+
 async def test_one_good_address_among_bad_ones_is_enough(two: list[DirectTransport]) -> None:
     """They are tried at the same time."""
     addresses = ("/ip4/127.0.0.1/tcp/1", "/dns4/x/tcp/1", "/ip4/127.0.0.1/udp/1", *address_of(two[1]))
@@ -293,7 +302,7 @@ async def test_a_connection_is_used_again(two: list[DirectTransport]) -> None:
             await stream.close()
             stream.abort()  # comes too late to do harm
             await _until_idle(two[0])
-            counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+            counts.append((len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))))
     assert len(set(seen)) == 1
     assert counts[0] == counts[-1]
 
