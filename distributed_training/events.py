@@ -38,7 +38,8 @@ class RoundFinished(Event):
     """One attempt at an all-reduce, as this neuron saw it.
 
     `state_hash` is the state after it, `phases` the seconds in each state of the round; `work`, `first_byte` and
-    `planes` are those of the outcome (averaging/outcome.py).
+    `planes` are those of the outcome (averaging/outcome.py), as are `transfers` (bytes and seconds by peer and
+    direction), `restrained` and `bits_per_parameter`, to be compared with the `reference_bits` of a float32.
     """
 
     uid: int
@@ -57,6 +58,10 @@ class RoundFinished(Event):
     work: dict[str, float]
     first_byte: float | None
     planes: dict[str, str]
+    transfers: list[dict[str, Any]]
+    restrained: list[dict[str, Any]]
+    bits_per_parameter: float | None
+    reference_bits: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from distributed_training import __version__, schedule
 from distributed_training.averaging.averager import Averager
+from distributed_training.averaging.deadlines import states_of
 from distributed_training.averaging.feedback import Attempt
-from distributed_training.averaging.outcome import RoundResult
+from distributed_training.averaging.outcome import REFERENCE_BITS, RoundResult
 from distributed_training.averaging.plan import plan_from
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
@@ -223,7 +224,9 @@ class Node:
         vector = contribution.vector if contribution is not None else None
         limits, size = self._spec.averaging, self._engine.layout.size
         try:
-            plan = plan_from(request, size=size, quorum=limits.quorum, max_weight=limits.max_weight)
+            plan = plan_from(
+                request, size=size, quorum=limits.quorum, max_weight=limits.max_weight, reduction=limits.reduction
+            )
             # who trained more than one may weigh is no liar: it weighs what it may
             attempt = None if vector is None else self._engine.attempt()
             result = await self._averager.run(plan, vector, min(float(samples), limits.max_weight), attempt)
@@ -270,6 +273,7 @@ class Node:
             seconds=seconds,
             failures=result.outcome.failures,
             transfers=result.outcome.transfers,
+            states=states_of(result.outcome),
         )
 
 
@@ -291,4 +295,8 @@ def _round_finished(uid: int, request: AllReduce, result: RoundResult, answer: A
         work=dataclasses.asdict(result.outcome.work),
         first_byte=result.outcome.first_byte,
         planes={str(member): plane for member, plane in result.outcome.planes.items()},
+        transfers=[transfer.model_dump() for transfer in result.outcome.transfers],
+        restrained=[dataclasses.asdict(restraint) for restraint in result.outcome.restrained],
+        bits_per_parameter=result.outcome.bits_per_parameter,
+        reference_bits=REFERENCE_BITS,
     )

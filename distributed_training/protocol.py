@@ -22,6 +22,7 @@ Uid = Annotated[int, Field(ge=0, le=65535)]
 Epoch = Annotated[int, Field(ge=0, le=2**53)]
 Samples = Annotated[int, Field(ge=0, le=2**53)]
 Seconds = Annotated[float, Field(ge=0)]
+StateTime = Annotated[float, Field(ge=0, le=86_400)]  # seconds
 # Visible ASCII only: a line break would let one signed part slide into the next (see PeerBinding.signed_bytes).
 Address = Annotated[str, StringConstraints(max_length=256, pattern=r"^[\x21-\x7e]+$")]
 Ss58 = Annotated[str, StringConstraints(min_length=46, max_length=64, pattern=r"^[0-9A-Za-z]+$")]
@@ -127,8 +128,8 @@ class Transfer(Message):
     """What moved between the answering neuron and one peer: bytes at the socket and the seconds they took."""
 
     uid: Uid
-    bytes_sent: Annotated[int, Field(ge=0)]
-    bytes_received: Annotated[int, Field(ge=0)]
+    bytes_sent: Annotated[int, Field(ge=0, le=2**53)]
+    bytes_received: Annotated[int, Field(ge=0, le=2**53)]
     seconds_sending: Seconds
     seconds_receiving: Seconds
 
@@ -142,6 +143,14 @@ class Failure(Message):
     reason: Annotated[str, StringConstraints(max_length=200)]
 
 
+class StateSeconds(Message):
+    """The seconds in each state of a round, the one that it was given up in included; None if it was not entered."""
+
+    connect: StateTime | None
+    exchange: StateTime | None
+    commit: StateTime | None
+
+
 class AllReduceResponse(Response):
     """The outcome of one round as this neuron saw it. `state_hash` is the state after it (unchanged if aborted)."""
 
@@ -153,6 +162,7 @@ class AllReduceResponse(Response):
     seconds: Seconds
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_GROUP)]
     transfers: Annotated[tuple[Transfer, ...], Field(max_length=MAX_GROUP)]
+    states: StateSeconds
 
 
 class AllReduce(Request):

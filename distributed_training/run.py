@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed_training.averaging.codecs.names import parse_pair
+from distributed_training.averaging.robust import rule_named
 from template.errors import AveragingError, ConfigurationError
 
 
@@ -120,6 +121,15 @@ class EpochSpec:
 class AveragingSpec:
     """The round: codec, the seconds that each state may take, and the weight that must agree before anybody commits.
 
+    `connect_seconds`, `exchange_seconds` and `commit_seconds` are the longest that a leader may give; it gives them as
+    long as it has not measured enough rounds, and then their median and `deadline_spread` deviations more, but never
+    less than `least_seconds` (averaging/deadlines.py). `answer_seconds` is what a member may take on top of them to
+    pause, to apply the average and to answer.
+
+    `reduction` names what a reducer makes of the parts (averaging/robust.py). `validator_share` says how much of the
+    reduction a validator does, 1 being an equal share of all members and 0 nothing; the rest is divided among the
+    miners by their bandwidth (averaging/shares.py).
+
     `codec` is how parts, and after a "+" how averages, travel (averaging/codecs/names.py); with `error_feedback` each
     contributor adds what the codec lost of one contribution to its next. `max_weight` is the largest number of samples
     that one contributor can put into an average.
@@ -130,12 +140,25 @@ class AveragingSpec:
     connect_seconds: float
     exchange_seconds: float
     commit_seconds: float
+    answer_seconds: float
+    least_seconds: float
+    deadline_spread: float
+    reduction: str
+    validator_share: float
     quorum: float
     max_weight: float
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "exchange_seconds", "commit_seconds", "max_weight"):
+        states = ("connect_seconds", "exchange_seconds", "commit_seconds")
+        for name in (*states, "answer_seconds", "least_seconds", "deadline_spread", "max_weight"):
             _require(getattr(self, name) > 0, f"averaging.{name} must be positive")
+        for name in states:
+            _require(self.least_seconds <= getattr(self, name), f"averaging.least_seconds must not exceed {name}")
+        _require(0 <= self.validator_share <= 1, "averaging.validator_share must lie in [0, 1]")
+        try:
+            rule_named(self.reduction)
+        except AveragingError as error:
+            raise ConfigurationError(f"averaging.reduction: {error}") from error
         try:
             pair = parse_pair(self.codec)
         except AveragingError as error:

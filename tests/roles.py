@@ -50,6 +50,11 @@ AVERAGING = AveragingSpec(
     connect_seconds=10,
     exchange_seconds=10,
     commit_seconds=10,
+    answer_seconds=5,
+    least_seconds=0.2,
+    deadline_spread=4,
+    reduction="mean",
+    validator_share=1.0,
     quorum=0.67,
     max_weight=1000,
 )

@@ -50,6 +50,7 @@ MESSAGES: dict[type[Message], dict[str, Any]] = {
     AllReduceResponse: {
         "completed": True, "epoch": 3, "state_hash": HASH, "samples": 8, "records_hash": HASH, "seconds": 1.0,
         "failures": [FAILURE], "transfers": [TRANSFER],
+        "states": {"connect": 0.5, "exchange": 1.5, "commit": None},
     },
 }  # fmt: skip
 

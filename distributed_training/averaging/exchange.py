@@ -29,9 +29,11 @@ from distributed_training.averaging.frames import (
     write_message,
 )
 from distributed_training.averaging.lane import in_thread
+from distributed_training.averaging.outcome import Restraint
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducer import Reducer
+from distributed_training.averaging.robust import rule_named
 from distributed_training.averaging.streams import Lane, Stream
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
@@ -73,7 +75,8 @@ class Exchange:
         start, stop = self._ranges[self._uid]
         if stop > start:
             share, codec = self.average[start:stop], self._codecs.average
-            self._reducer = Reducer(share, self._plan.chunk, weights, codec, self._buffers, self.effort)
+            rule = rule_named(self._plan.reduction)
+            self._reducer = Reducer(share, self._plan.chunk, weights, codec, rule, self._buffers, self.effort)
             self._board.spawn(self._reduce_own(self._reducer, start))
         self._begun.set()
         for link in self._board.links.values():
@@ -85,6 +88,10 @@ class Exchange:
         self.average = np.empty(0, dtype=np.float32)
         if self._reducer is not None:
             self._reducer.release()
+
+    def restraints(self) -> tuple[Restraint, ...]:
+        """Whose parts the reduction's rule did not take in full, in our share."""
+        return () if self._reducer is None else self._reducer.restraints()
 
     def complete(self) -> bool:
         """Whether the whole average is here, and everything that others owe us."""
@@ -133,7 +140,7 @@ class Exchange:
         for low, high in chunks(stop - start, self._plan.chunk):
             with self.effort.spent("encode"):
                 data = self._encode_part(start + low, part[low:high])
-            self._send_chunk(link, lane, data)
+            self._send_chunk(link, lane, data, high - low)
 
     def _encode_part(self, start: int, values: Floats) -> memoryview:
         codec = self._codecs.parts
@@ -275,35 +282,36 @@ class Exchange:
             reducer.wake()
 
         def work() -> None:
-            for index in range(len(reducer.chunks)):
-                self._send_chunk(link, lane, reducer.encoded(index, ended.is_set))
+            for index, (low, high) in enumerate(reducer.chunks):
+                self._send_chunk(link, lane, reducer.encoded(index, ended.is_set), high - low)
 
         await in_thread(work, unblock)
 
     # Chunks
 
-    def _send_chunk(self, link: Link, lane: Lane, data: bytes | memoryview) -> None:
-        before = lane.sent
+    def _send_chunk(self, link: Link, lane: Lane, data: bytes | memoryview, values: int) -> None:
+        before, moved = lane.sent, 0
         link.sending.begin()
         try:
             lane.send(length_prefix(len(data)), more=True)
             lane.send(data)
+            moved = values
         finally:
-            link.sending.end(lane.sent - before)
+            link.sending.end(lane.sent - before, moved)
 
     def _receive_values(self, link: Link, lane: Lane, codec: Codec, values: Floats, room: memoryview) -> memoryview:
         """The next chunk into `values` [n], by way of `room` unless the encoding is the memory; its encoded bytes."""
         in_place = as_it_lies(codec)
         data = octets(values) if in_place else room[: codec.encoded_size(values.size)]
-        self._receive_chunk(link, lane, data)
+        self._receive_chunk(link, lane, data, values.size)
         if not in_place:
             with self.effort.spent("decode"):
                 _decode_into(values, codec, data)
         return data
 
-    def _receive_chunk(self, link: Link, lane: Lane, buffer: memoryview) -> None:
+    def _receive_chunk(self, link: Link, lane: Lane, buffer: memoryview, values: int) -> None:
         """The next chunk. Time counts from its length on: before, the other side may wait for third members."""
-        before = lane.received
+        before, moved = lane.received, 0
         prefix = bytearray(4)
         lane.receive_into(memoryview(prefix))
         length = unpack_length(prefix)
@@ -312,8 +320,9 @@ class Exchange:
         link.receiving.begin()
         try:
             lane.receive_into(buffer)
+            moved = values
         finally:
-            link.receiving.end(lane.received - before)
+            link.receiving.end(lane.received - before, moved)
 
 
 def _room_for(codec: Codec, n: int) -> memoryview:

@@ -9,6 +9,8 @@ from enum import Enum
 from distributed_training.averaging.codec import Floats
 from distributed_training.protocol import Failure, Transfer
 
+REFERENCE_BITS = 32  # of a float32, in which a parameter would travel without a codec
+
 
 class RoundState(Enum):
     """The states of a round, in order; the last two are ends."""
@@ -33,6 +35,19 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Restraint:
+    """The parts of contributor `uid` did not count in full in `chunks` of the `of` chunks of our share.
+
+    `kept`: how much of them did, on average over those chunks, in [0, 1); what that means is the rule's (robust.py).
+    """
+
+    uid: int
+    chunks: int
+    of: int
+    kept: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundOutcome:
     """The report of one member.
 
@@ -41,7 +56,9 @@ class RoundOutcome:
     the average, `agreed` those that are known to have voted for it; both are empty when the round was aborted.
     `seconds` holds the time spent in each state; `transfers` counts bytes at the streams' sockets, framing included,
     and the seconds in which something moved. `first_byte` is the time in seconds from the start to the first chunk
-    that moved; `planes` tells for each reducer whether our stream to it was "direct" or "libp2p".
+    that moved; `planes` tells for each reducer whether our stream to it was "direct" or "libp2p". `restrained` is what
+    the rule of the reduction did in our own share. `bits_per_parameter` is what each value that we sent or received
+    took at the sockets; without a codec it is the 32 of float32 and a little framing. None if none moved.
     """
 
     round_id: str
@@ -57,6 +74,8 @@ class RoundOutcome:
     work: Work
     first_byte: float | None
     planes: Mapping[int, str]
+    restrained: tuple[Restraint, ...] = ()
+    bits_per_parameter: float | None = None
 
     @property
     def completed(self) -> bool:

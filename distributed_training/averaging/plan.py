@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.codec import pair_named
 from distributed_training.averaging.partition import partition
+from distributed_training.averaging.robust import Mean, rule_named
 from distributed_training.protocol import MAX_GROUP, AllReduce
 from template.errors import AveragingError
 
@@ -53,7 +54,8 @@ class RoundPlan:
     """One attempt at an average of vectors of `size` float32 values.
 
     `quorum`, in (0.5, 1], is the fraction of the contributors' weight that must vote for the same average before
-    anybody commits; `max_weight` bounds what one contributor may claim; `chunk` is the number of values a frame.
+    anybody commits; `max_weight` bounds what one contributor may claim; `reduction` names what makes one of the parts
+    (robust.py); `chunk` is the number of values a frame.
 
     Raises:
         AveragingError: the plan is impossible; nothing in it may be repaired by guessing.
@@ -69,10 +71,12 @@ class RoundPlan:
     deadlines: StateDeadlines
     quorum: float
     max_weight: float
+    reduction: str = Mean.name
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
         pair_named(self.codec)
+        rule_named(self.reduction)
         _require(re.fullmatch(r"[0-9a-f]{32}", self.round_id) is not None, "a round id is 32 hex digits")
         _require(1 <= len(self.members) <= MAX_GROUP, f"a group has 1 to {MAX_GROUP} members")
         _require(len({m.uid for m in self.members}) == len(self.members), "a uid is twice in the group")
@@ -96,7 +100,7 @@ class RoundPlan:
         return {member.uid: bound for member, bound in zip(ordered, bounds, strict=True)}
 
 
-def plan_from(request: AllReduce, *, size: int, quorum: float, max_weight: float) -> RoundPlan:
+def plan_from(request: AllReduce, *, size: int, quorum: float, max_weight: float, reduction: str) -> RoundPlan:
     """The plan that an AllReduce message asks for, completed by what the run spec fixes.
 
     Raises:
@@ -119,6 +123,7 @@ def plan_from(request: AllReduce, *, size: int, quorum: float, max_weight: float
         deadlines=StateDeadlines(**request.deadlines.model_dump()),
         quorum=quorum,
         max_weight=max_weight,
+        reduction=reduction,
     )
 
 

@@ -7,54 +7,45 @@ included, decodes the same bytes. Buffers of averaged chunks are used again, so 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from distributed_training.averaging.buffers import Buffers
-from distributed_training.averaging.codec import BLOCK, Codec, Floats, all_within, as_it_lies, octets
+from distributed_training.averaging.codec import Codec, Floats, all_within, as_it_lies, octets
+from distributed_training.averaging.outcome import Restraint
 from distributed_training.averaging.partition import chunks
+from distributed_training.averaging.robust import Rule
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
 
 Part = Floats | memoryview  # values, or those in memory of the reducer's own
 
 
-def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> None:
-    """sum(w_i x_i) / sum(w_i) of equally long parts [n] into `out` [n], summed in float32 in the given order.
-
-    Weights are normalised first, so no sum of finite parts overflows. Multiplications and additions are rounded one by
-    one as IEEE says, so anybody can recompute the bits; the error is below (parts + 1) 2^-24 sum(w_i |x_i|) / sum(w_i).
-    """
-    total = math.fsum(weights)
-    scale = [np.float32(weight / total) for weight in weights]
-    product = np.empty(min(BLOCK, out.size), dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for afterwards
-        for start in range(0, out.size, BLOCK):
-            block = out[start : start + BLOCK]
-            scaled = product[: block.size]
-            np.multiply(parts[0][start : start + BLOCK], scale[0], out=block)
-            for part, factor in zip(parts[1:], scale[1:], strict=True):
-                np.multiply(part[start : start + BLOCK], factor, out=scaled)
-                np.add(block, scaled, out=block)
-
-
 class Reducer:
     """Averages one share over the contributors in `weights`, in chunks of `chunk` values, into `out` [size].
 
-    `codec` is that of the average; parts come decoded, with values that it can carry. All methods may be called from
-    any thread.
+    `codec` is that of the average; parts come decoded, with values that it can carry. `rule` makes one of them. All
+    methods may be called from any thread.
     """
 
     def __init__(
-        self, out: Floats, chunk: int, weights: Mapping[int, float], codec: Codec, buffers: Buffers, effort: Effort
+        self,
+        out: Floats,
+        chunk: int,
+        weights: Mapping[int, float],
+        codec: Codec,
+        rule: Rule,
+        buffers: Buffers,
+        effort: Effort,
     ) -> None:
         self.chunks = chunks(out.size, chunk)
         self._out = out
         self._weights = dict(sorted(weights.items()))
         self._codec = codec
+        self._rule = rule
+        self._kept: dict[int, list[float]] = {}  # of each contributor, where it is less than all
         self._buffers = buffers
         self._effort = effort
         self._parts: list[dict[int, Part]] = [{} for _ in self.chunks]
@@ -108,12 +99,25 @@ class Reducer:
             self._parts.clear()
             self._encoded.clear()
 
+    def restraints(self) -> tuple[Restraint, ...]:
+        """Whose parts did not count in full, so far."""
+        with self._changed:
+            return tuple(
+                Restraint(uid=uid, chunks=len(kept), of=len(self.chunks), kept=sum(kept) / len(kept))
+                for uid, kept in sorted(self._kept.items())
+            )
+
+    def _note(self, kept: Sequence[float]) -> None:
+        for uid, part in zip(self._weights, kept, strict=True):
+            if part < 1:
+                self._kept.setdefault(uid, []).append(part)
+
     def _average(self, index: int, parts: dict[int, Part]) -> None:
         start, stop = self.chunks[index]
         mean = self._out[start:stop]
         with self._effort.spent("reduce"):
             values = [_values(parts[uid]) for uid in self._weights]
-            weighted_mean(values, list(self._weights.values()), mean)
+            kept = self._rule.reduce(values, list(self._weights.values()), mean)
             largest = self._codec.largest
             if not all_within(mean, largest):  # by rounding at the end of the range, as all parts were within
                 np.clip(mean, -largest, largest, out=mean)
@@ -122,6 +126,7 @@ class Reducer:
         with self._changed:
             used = [part.obj for part in parts.values() if isinstance(part, memoryview)]
             parts.clear()
+            self._note(kept)
             self._encoded[index] = data
             self._changed.notify_all()
         del values  # they may share the chunks' memory

@@ -399,6 +399,8 @@ class Round:
             seconds=dict(board.seconds),
             work=self._work(),
             first_byte=None if board.moving.first is None else board.moving.first - self._began,
+            restrained=self._exchange.restraints(),
+            bits_per_parameter=board.moving.bits_per_value,
             planes={uid: link.plane for uid, link in board.links.items() if link.plane is not None and link.reduces},
         )
         return RoundResult(outcome=outcome, average=self._exchange.average if completed else None)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 
 class Meter:
-    """Bytes moved, and the seconds in which at least one transfer was under way; `parent` sees the same."""
+    """Bytes and values moved, and the seconds in which at least one transfer was under way; `parent` sees the same."""
 
     def __init__(self, parent: Meter | None = None) -> None:
         self.bytes = 0
+        self.values = 0  # that arrived whole, whatever they took on the wire
         self.first: float | None = None  # time.monotonic of the first transfer
         self._parent = parent
         self._lock = threading.Lock()
@@ -25,6 +26,12 @@ class Meter:
         with self._lock:
             return self._seconds + (time.monotonic() - self._since if self._active else 0.0)
 
+    @property
+    def bits_per_value(self) -> float | None:
+        """What a value took on the wire, framing included; None if none moved."""
+        with self._lock:
+            return 8 * self.bytes / self.values if self.values else None
+
     def begin(self) -> None:
         """A transfer starts."""
         with self._lock:
@@ -36,15 +43,16 @@ class Meter:
         if self._parent is not None:
             self._parent.begin()
 
-    def end(self, count: int) -> None:
-        """A transfer of `count` bytes is over."""
+    def end(self, count: int, values: int = 0) -> None:
+        """A transfer of `count` bytes, which stand for so many values, is over."""
         with self._lock:
             self.bytes += count
+            self.values += values
             self._active -= 1
             if not self._active:
                 self._seconds += time.monotonic() - self._since
         if self._parent is not None:
-            self._parent.end(count)
+            self._parent.end(count, values)
 
 
 class Effort:

@@ -20,16 +20,16 @@ def contributors(request: AllReduce) -> frozenset[int]:
     return frozenset(member.uid for member in request.group if member.contributes)
 
 
-def failed_senders(request: AllReduce, outcome: RoundOutcome, exchange_seconds: float) -> frozenset[int]:
-    """Whose part we did not get in a failed attempt, by its own doing; `exchange_seconds` is what the run allows.
+def failed_senders(request: AllReduce, outcome: RoundOutcome, fair_seconds: float) -> frozenset[int]:
+    """Whose part we did not get in a failed attempt, by its own doing; `fair_seconds` is the least that EXCHANGE takes.
 
-    Nobody's, if the leader gave less time than the run does; if a reducer failed as well, who may have caused it; or
-    if we name more than half of the contributors: the fault is then more likely ours.
+    Nobody's, if the leader gave less time than that (see experience.py); if a reducer failed as well, who may have
+    caused it; or if we name more than half of the contributors: the fault is then more likely ours.
     """
     asked = contributors(request)
     named = {failure.uid for failure in outcome.failures if failure.role == "sender" and failure.state == "EXCHANGE"}
     doubtful = any(failure.role == "reducer" for failure in outcome.failures)
-    hurried = request.deadlines.exchange < exchange_seconds
+    hurried = request.deadlines.exchange < fair_seconds
     if hurried or doubtful or 2 * len(named & asked) > len(asked):
         return frozenset()
     return frozenset(named & asked)

@@ -115,6 +115,8 @@ class Validator:
         """Called by the node after each round: note who failed; queue the audit of an epoch that is over."""
         if not done.completed:
             self._note_failed(done)
+        self._leader.observe(done)  # after the failed were judged by what was known before
+        if not done.completed:
             return
         assert done.base is not None, "a validator keeps the base of what it audits"
         self._ended_with = done.state
@@ -127,7 +129,7 @@ class Validator:
         self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.base, done.result.outcome, rounds))
 
     def _note_failed(self, done: EndedRound) -> None:
-        failed = failed_senders(done.request, done.result.outcome, self._spec.averaging.exchange_seconds)
+        failed = failed_senders(done.request, done.result.outcome, self._leader.fair_exchange_seconds())
         uids = frozenset(range(len(self._chain.metagraph)))
         self._failed_attempts.append(failed_attempt(done.request, failed, uids))
         del self._failed_attempts[:-REMEMBERED_ATTEMPTS]

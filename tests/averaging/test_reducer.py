@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Floats, codec_named
-from distributed_training.averaging.reducer import Part, Reducer, weighted_mean
+from distributed_training.averaging.reducer import Part, Reducer
+from distributed_training.averaging.robust import rule_named, weighted_mean
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
 
 
-def make(out: Floats, chunk: int, weights: dict[int, float], codec: str = "none") -> Reducer:
-    return Reducer(out, chunk, weights, codec_named(codec), Buffers(), Effort())
+def make(out: Floats, chunk: int, weights: dict[int, float], codec: str = "none", rule: str = "mean") -> Reducer:
+    return Reducer(out, chunk, weights, codec_named(codec), rule_named(rule), Buffers(), Effort())
 
 
 def never() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.averaging.binding import sign_binding
-from distributed_training.protocol import AllReduceResponse, Failure, Member
+from distributed_training.protocol import AllReduceResponse, Failure, Member, StateSeconds
 from distributed_training.schedule import group
 from distributed_training.validator.lead import Attempt, RoundLeader, count
 from template.clock import SystemClock
@@ -40,6 +40,7 @@ def answer(state_hash: str = NEW, *, completed: bool = True, names: tuple[int, .
         seconds=1.0,
         failures=tuple(Failure(uid=uid, state="EXCHANGE", role="sender", reason="late") for uid in names),
         transfers=(),
+        states=StateSeconds(connect=0.1, exchange=0.2, commit=0.1),
     )
 
 

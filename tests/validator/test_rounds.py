@@ -69,7 +69,7 @@ def test_what_may_be_another_s_doing_counts_against_nobody(failures: list[tuple[
 
 
 def test_a_leader_in_a_hurry_makes_nobody_fail() -> None:
-    """Shorter deadlines than the run's are accepted, but being late for them is no fault."""
+    """Shorter deadlines than are fair are accepted, but being late for them is no fault."""
     assert failed_senders(request(exchange=0.01), outcome((2, "EXCHANGE", "sender")), 2.0) == frozenset()
 
 
