@@ -29,6 +29,7 @@ def make_plan(
     deadlines: StateDeadlines = DEADLINES,
     quorum: float = 0.67,
     chunk: int = 1000,
+    reduction: str = "mean",
 ) -> RoundPlan:
     """A round with a fresh id."""
     number = next(_numbers)
@@ -43,6 +44,7 @@ def make_plan(
         deadlines=deadlines,
         quorum=quorum,
         max_weight=1e6,
+        reduction=reduction,
         chunk=chunk,
     )
 

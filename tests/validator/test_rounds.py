@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 
 from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
@@ -24,7 +27,11 @@ def request(exchange: float = 2.0, size: int = 5) -> AllReduce:
     )
 
 
-def outcome(*failures: tuple[int, str, str], participants: tuple[int, ...] = ()) -> RoundOutcome:
+def outcome(
+    *failures: tuple[int, str, str],
+    participants: tuple[int, ...] = (),
+    seconds: Mapping[RoundState, float] = MappingProxyType({}),
+) -> RoundOutcome:
     return RoundOutcome(
         round_id="b" * 32,
         state=RoundState.DONE if participants else RoundState.ABORTED,
@@ -37,7 +44,7 @@ def outcome(*failures: tuple[int, str, str], participants: tuple[int, ...] = ())
         transfers=(),
         average_hash=None,
         total_weight=None,
-        seconds={},
+        seconds=seconds,
         work=Work(encode=0, decode=0, reduce=0, hash=0, wait=0),
         first_byte=None,
         planes={},
