@@ -46,6 +46,26 @@ async def test_a_completed_round_moves_everybody_to_one_state(tmp_path: Path) ->
         assert net.neurons[1].told("RoundFinished")[0]["phases"].keys() >= {"CONNECT", "EXCHANGE", "COMMIT"}
 
 
+@pytest.mark.parametrize(("codec", "low", "high"), [("none", 32.0, 32.5), ("int4-block64", 4.25, 5.0)])
+async def test_a_round_tells_what_it_moved(tmp_path: Path, codec: str, low: float, high: float) -> None:
+    """Bytes and seconds by peer and direction, what each state and kind of work took, and bits a parameter."""
+    coded = dataclasses.replace(AVERAGING, codec=codec, reduction="clip")
+    async with subnet(tmp_path, averaging=coded) as net:
+        await net.train(1)
+        await net.train(2)
+        answers = await everybody(net, net.request())
+        told = net.neurons[1].told("RoundFinished")[0]
+    assert [transfer["uid"] for transfer in told["transfers"]] == [0, 2]
+    for transfer in told["transfers"]:
+        assert min(transfer["bytes_sent"], transfer["bytes_received"]) > 0
+        assert min(transfer["seconds_sending"], transfer["seconds_receiving"]) > 0
+    assert told["transfers"] == [transfer.model_dump() for transfer in answers[1].transfers]
+    assert sum(transfer["bytes_sent"] for transfer in told["transfers"]) == told["bytes_sent"]
+    assert told["work"].keys() == {"encode", "decode", "reduce", "hash", "wait"}
+    assert low <= told["bits_per_parameter"] <= high
+    assert (told["reference_bits"], told["restrained"]) == (32, [])
+
+
 async def test_error_feedback_is_settled_by_rounds_that_complete(tmp_path: Path) -> None:
     """In 4 bits: a miner owes what the codec lost, which an aborted round leaves as it is; a validator owes nothing."""
     lossy = dataclasses.replace(AVERAGING, codec="int4-block64", error_feedback=True, connect_seconds=0.5)

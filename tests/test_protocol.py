@@ -126,6 +126,9 @@ def test_a_request_names_its_answer(kind: type[Request], answer: type[Response])
         (AllReduceResponse, {"failures": [{**FAILURE, "reason": "x" * 201}]}),
         (AllReduceResponse, {"failures": [{**FAILURE, "state": "LATER"}]}),
         (AllReduceResponse, {"transfers": [{**TRANSFER, "bytes_sent": -1}]}),
+        (AllReduceResponse, {"transfers": [{**TRANSFER, "bytes_sent": 2**53 + 1}]}),
+        (AllReduceResponse, {"states": {"connect": -1.0, "exchange": None, "commit": None}}),
+        (AllReduceResponse, {"states": {"connect": 1.0, "exchange": 1e9, "commit": None}}),
     ],
 )
 def test_what_is_out_of_bounds_is_refused(kind: type[Message], changes: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ async def test_traffic_is_counted_to_the_byte() -> None:
             assert transfer.uid == 1 - uid
             assert transfer.bytes_sent == transfer.bytes_received == 2 * 2000 * 4 + 4 * 4
             assert transfer.seconds_receiving > 0
+            assert result.outcome.bits_per_parameter == 8 * (2 * 2000 * 4 + 4 * 4) / 4000
 
 
 async def test_the_contribution_is_left_alone() -> None:

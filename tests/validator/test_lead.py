@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from pathlib import Path
 
 import pytest
 
 from distributed_training.averaging.binding import sign_binding
-from distributed_training.protocol import AllReduceResponse, Failure, Member, StateSeconds
+from distributed_training.averaging.board import Link
+from distributed_training.averaging.deadlines import ENOUGH
+from distributed_training.averaging.exchange import Exchange
+from distributed_training.averaging.frames import Hello
+from distributed_training.averaging.streams import Stream
+from distributed_training.protocol import AllReduce, AllReduceResponse, Failure, Member, StateSeconds
 from distributed_training.schedule import group
 from distributed_training.validator.lead import Attempt, RoundLeader, count
 from template.clock import SystemClock
@@ -113,6 +119,11 @@ def leader_of(net: Subnet, uid: int = 0) -> RoundLeader:
     )
 
 
+async def lead_by(leader: RoundLeader, net: Subnet) -> list[Attempt]:
+    state = net.neurons[0].state
+    return list(await leader.lead(net.chain.metagraph, state, group(net.views(), state)))
+
+
 async def lead(net: Subnet, made: int = 0) -> list[Attempt]:
     state = net.neurons[0].state
     return list(await leader_of(net).lead(net.chain.metagraph, state, group(net.views(), state), made))
@@ -215,3 +226,89 @@ async def test_it_does_not_lead_what_it_takes_no_part_in(tmp_path: Path) -> None
         state = net.neurons[0].state
         without = tuple(m for m in group(net.views(), state) if m.uid != 0)
         assert await leader_of(net).lead(net.chain.metagraph, state, without) == []
+
+
+async def test_when_a_reducer_is_lost_the_round_is_repeated_at_once_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies with the first part that it takes: nobody has its share, and the rest average without it."""
+    accept = Exchange.accept
+    async with subnet(tmp_path, miners=4) as net:
+
+        async def die(self: Exchange, link: Link, stream: Stream, hello: Hello) -> None:
+            if self._uid == 3 and "peer3" in net.streams._transports:
+                net.streams.kill("peer3")
+            await accept(self, link, stream, hello)
+
+        monkeypatch.setattr(Exchange, "accept", die)
+        for uid in (1, 2, 3, 4):
+            await net.train(uid)
+        first, second = await lead(net)
+        assert (first.completed, first.spoilers) == (False, {3})
+        reports = [failure for uid in (0, 1, 2, 4) for failure in first.answers[uid].failures]
+        assert {(failure.uid, failure.role) for failure in reports} <= {(3, "reducer"), (3, "voter"), (3, "sender")}
+        assert (second.completed, second.confirmed) == (True, {0, 1, 2, 4})
+        assert sum(member.share for member in second.group) == pytest.approx(1)
+        states = {net.neurons[uid].state for uid in (0, 1, 2, 4)}
+        assert states == {(1, second.answers[1].state_hash)}
+        assert net.neurons[3].engine.epoch == 0
+        assert net.neurons[0].told("RoundLed")[0]["seconds"] < AVERAGING.exchange_seconds  # no deadline was waited for
+
+
+async def test_a_member_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
+    """It took the request and never says a word: when the others have seen that, the next attempt begins."""
+    long = dataclasses.replace(AVERAGING, connect_seconds=1.0, exchange_seconds=60, commit_seconds=60)
+    async with subnet(tmp_path, miners=4, averaging=long) as net:
+        for uid in (1, 2, 3, 4):
+            await net.train(uid)
+
+        async def hang(request: AllReduce) -> AllReduceResponse:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        net.neurons[2].node.take_part = hang  # type: ignore[method-assign]
+        first, second = await lead(net)
+        assert (first.completed, first.silent, first.spoilers) == (False, {2}, {2})
+        assert second.confirmed == {0, 1, 3, 4}
+        told = net.neurons[0].told("RoundLed")[0]
+        assert told["seconds"] < 30  # of the 126 that the states and the answer could take
+        assert "no answer in" in told["refusals"]["2"]
+
+
+async def test_deadlines_follow_the_rounds_that_were_led(tmp_path: Path) -> None:
+    """After some rounds the members are given less than the run allows, and complete in it."""
+    roomy = dataclasses.replace(AVERAGING, connect_seconds=60, exchange_seconds=60, commit_seconds=60, least_seconds=5)
+    async with subnet(tmp_path, averaging=roomy) as net:
+        leader = leader_of(net)
+        for _ in range(ENOUGH + 1):
+            for uid in (1, 2):
+                await net.train(uid)
+            assert [attempt.completed for attempt in await lead_by(leader, net)] == [True]
+        given = [done.request.deadlines.exchange for done in net.neurons[1].ended]
+    assert given[:ENOUGH] == [60.0] * ENOUGH
+    assert 5 <= given[ENOUGH] < 60
+
+
+async def test_validators_reduce_as_much_as_the_run_says(tmp_path: Path) -> None:
+    """A tenth of an equal share here; the miners do the rest, and all complete."""
+    little = dataclasses.replace(AVERAGING, validator_share=0.1)
+    async with subnet(tmp_path, averaging=little) as net:
+        for uid in (1, 2):
+            await net.train(uid)
+        (attempt,) = await lead(net)
+        assert [m.share for m in attempt.group] == pytest.approx([1 / 30, 29 / 60, 29 / 60])
+        assert attempt.completed
+
+
+async def test_the_answers_tell_how_long_each_state_took(tmp_path: Path) -> None:
+    """And where it ended if it did not complete."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=0.3)
+    async with subnet(tmp_path, miners=1, averaging=short) as net:
+        await net.train(1)
+        (attempt,) = await lead(net)
+        assert None not in attempt.answers[1].states.model_dump().values()
+        await net.train(1)
+        alone = await net.neurons[1].node.take_part(net.request())
+        assert alone.states.connect is not None
+        assert alone.states.connect >= 0.27
+        assert (alone.states.exchange, alone.states.commit) == (None, None)
