@@ -6,7 +6,7 @@ decoded by everybody. Only sockets are missing. After the last update the held-o
 "none"; "other data" is "none" on other pages, and shows how much of a difference is chance.
 
     python -m benchmarks.codec_training [--updates 100] [--micro-batches 2] [--processes 2]
-        [--only none int4-block64:sender] [--output benchmarks/results/codec_training.md]
+        [--only none int4-block64:sender none::clip] [--output benchmarks/results/codec_training.md]
 
 Wanted after 100 updates with error feedback: within 1 % for 4 bits, within 2 % for 2 bits. Nothing is asserted.
 """
@@ -31,7 +31,7 @@ from distributed_training.averaging.codecs.codec import Floats
 from distributed_training.averaging.codecs.registry import CodecPair, pair_named
 from distributed_training.averaging.feedback import Attempt, ErrorFeedback
 from distributed_training.averaging.partition import chunks, partition
-from distributed_training.averaging.reducer import weighted_mean
+from distributed_training.averaging.robust import rule_named
 from distributed_training.data.build import build_loader
 from distributed_training.engine.engine import Engine
 from distributed_training.run import load_run
@@ -41,15 +41,18 @@ CHUNK = 1 << 18  # values, as in a round
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: the codec, who keeps errors ("", "sender" or "both"), and the first uid, which decides on the data."""
+    """One row: the codec, who keeps errors ("", "sender" or "both"), the first uid, which decides on the data, and the
+    rule of the reduction."""
 
     codec: str
     feedback: str = ""
     first_uid: int = 0
+    reduction: str = "mean"
 
     @property
     def label(self) -> str:
-        return self.codec + (", other data" if self.first_uid else "")
+        rule = "" if self.reduction == "mean" else f", {self.reduction}"
+        return self.codec + rule + (", other data" if self.first_uid else "")
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,15 @@ class Result:
     loss: float
     bits: float  # sent by one miner, of parts and averages, for each parameter of either
     bytes_per_update: float
+    restrained: float  # of all parts of chunks
     seconds: float
 
 
 SETTINGS = (
     Setting("none"),
     Setting("none", first_uid=8),
+    Setting("none", reduction="clip"),
+    Setting("none", reduction="clip1.5"),
     Setting("fp16"),
     Setting("bf16"),
     Setting("int8-block256"),
@@ -84,8 +90,10 @@ SETTINGS = (
 class Round:
     """Averages as a group of `n` would; counts the bytes that miner 0 sends."""
 
-    def __init__(self, codecs: CodecPair, n: int, size: int, feedback: str) -> None:
+    def __init__(self, codecs: CodecPair, n: int, size: int, feedback: str, reduction: str) -> None:
         self.bytes = 0
+        self.restrained = self.reduced = 0  # parts of chunks that the rule did not take in full, and all
+        self._rule = rule_named(reduction)
         self.values = 0  # that they stand for
         self._codecs = codecs
         self._ranges = partition(size, [1.0] * n)
@@ -102,7 +110,10 @@ class Round:
             for low, high in chunks(stop - start, CHUNK):
                 where = slice(start + low, start + high)
                 parts = [self._part(i, reducer, vectors[i][where], where.start, senders) for i in range(len(vectors))]
-                mean, codec = weighted_mean(parts, weights), self._codecs.average
+                mean, codec = np.empty(high - low, dtype=np.float32), self._codecs.average
+                kept = self._rule.reduce(parts, weights, mean)
+                self.restrained += sum(share < 1 for share in kept)
+                self.reduced += len(kept)
                 payload = attempt.encode(codec, where.start, mean) if attempt else codec.encode(mean)
                 codec.decode(payload, mean.size, out=average[where])
                 if reducer == 0:
@@ -135,7 +146,7 @@ def train(setting: Setting, run: Path, miners: int, updates: int, micro_batches:
     spec = load_run(run)
     loader = build_loader(spec)
     engines = [Engine(spec, loader.tokenizer.vocab_size) for _ in range(miners)]
-    group = Round(pair_named(setting.codec), miners, engines[0].layout.size, setting.feedback)
+    group = Round(pair_named(setting.codec), miners, engines[0].layout.size, setting.feedback, setting.reduction)
     for epoch in range(updates):
         for uid, engine in enumerate(engines, setting.first_uid):
             for number in range(micro_batches):
@@ -148,30 +159,34 @@ def train(setting: Setting, run: Path, miners: int, updates: int, micro_batches:
         raise RuntimeError(f"{setting.label}: the miners ended with different states")
     loss = engines[0].held_out_loss(loader.held_out())
     bits = 8 * group.bytes / group.values
-    return Result(setting, loss, bits, group.bytes / updates, time.perf_counter() - began)
+    restrained = group.restrained / group.reduced
+    return Result(setting, loss, bits, group.bytes / updates, restrained, time.perf_counter() - began)
 
 
 def table(results: Sequence[Result]) -> str:
     """The results in Markdown, each against codec "none"."""
     base = next((r.loss for r in results if r.setting == Setting("none")), math.nan)
     lines = [
-        "| codec | error feedback | bits/parameter | bytes sent, a miner and update | held-out loss | against none |",
-        "|---|---|---:|---:|---:|---:|",
+        "| codec | error feedback | bits/parameter | bytes sent, a miner and update | clipped | held-out loss "
+        "| against none |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for r in results:
         kept = {"": "", "sender": "senders", "both": "senders and reducers"}[r.setting.feedback]
         change = f"{100 * (r.loss / base - 1):+.2f} %"
         lines.append(
-            f"| {r.setting.label} | {kept} | {r.bits:.2f} | {r.bytes_per_update:,.0f} | {r.loss:.4f} | {change} |"
+            f"| {r.setting.label} | {kept} | {r.bits:.2f} | {r.bytes_per_update:,.0f} | {100 * r.restrained:.1f} % "
+            f"| {r.loss:.4f} | {change} |"
         )
     return "\n".join(lines)
 
 
 def _setting(text: str) -> Setting:
-    codec, _, feedback = text.partition(":")
+    codec, _, kept = text.partition(":")
+    feedback, _, reduction = kept.partition(":")
     if feedback not in ("", "sender", "both"):
         raise SystemExit(f"feedback '{feedback}' of '{text}': nothing, sender or both")
-    return Setting(codec, feedback)
+    return Setting(codec, feedback, reduction=reduction or "mean")
 
 
 def main() -> None:
@@ -180,7 +195,9 @@ def main() -> None:
     parser.add_argument("--miners", type=int, default=4)
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--micro-batches", type=int, default=2, help="of one miner and update")
-    parser.add_argument("--only", nargs="*", default=None, metavar="CODEC[:FEEDBACK]", help="these rows, not all")
+    parser.add_argument(
+        "--only", nargs="*", default=None, metavar="CODEC[:FEEDBACK[:REDUCTION]]", help="these rows, not all"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, default=None, help="a Markdown file for the table")
     arguments = parser.parse_args()

@@ -66,7 +66,10 @@ class RoundFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundLed(Event):
-    """One attempt as its leader counts it: who was in the group, who completed, by whom it failed."""
+    """One attempt as its leader counts it: who was in the group, who completed, by whom it failed.
+
+    `shares` of the reduction by uid, and the `deadlines` of each state in seconds, are those that it gave.
+    """
 
     uid: int
     epoch: int
@@ -79,6 +82,8 @@ class RoundLed(Event):
     silent: list[int]
     refusals: dict[str, str]
     seconds: float
+    shares: dict[str, float]
+    deadlines: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

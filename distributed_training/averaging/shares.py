@@ -105,6 +105,8 @@ def shared(
 ) -> tuple[Member, ...]:
     """The members with their shares of the next round; 0 for all that are not in `reducing` or that nobody can dial.
 
+    Where nobody can be dialled, those in `reducing` have to do it nevertheless, through their relays.
+
     Args:
         rates: by hotkey; who is not in it counts as the median.
         validator_share: of an equal share, for each member that does not contribute.
@@ -113,7 +115,8 @@ def shared(
     Returns:
         The members in their order; empty if nobody could reduce.
     """
-    able = [m for m in members if m.uid in reducing and dialable(m.peer.addresses)]
+    willing = [m for m in members if m.uid in reducing]
+    able = [m for m in willing if dialable(m.peer.addresses)] or willing
     if not able:
         return ()
     fixed = {m.uid: validator_share / len(members) for m in able if not m.contributes}

@@ -168,6 +168,8 @@ class RoundLeader:
                 silent=sorted(attempt.silent),
                 refusals={str(uid): refusal for uid, refusal in refusals.items()},
                 seconds=self._clock.monotonic() - started,
+                shares={str(member.uid): member.share for member in group},
+                deadlines=request.deadlines.model_dump(),
             )
         )
         return attempt

@@ -75,6 +75,25 @@ async def test_everybody_gets_the_weighted_mean(
             assert plane == ("libp2p" if {uid, other} & set(libp2p_only) else "direct")
 
 
+@pytest.mark.parametrize("codec", ["none", "int8-block256"])
+async def test_unequal_shares_move_what_they_should(peers: dict[int, Peer], codec: str) -> None:
+    """A fast member, a slow one, a validator with a little and a client with none: each sends what its share says."""
+    shares, size = {0: 0.05, 1: 0.7, 2: 0.25, 3: 0.0}, 400_000
+    async with group_on(peers) as group:
+        members = [member(uid, peer, shares[uid], contributes=uid > 0) for uid, peer in peers.items()]
+        plan = make_plan(members, size, codec=codec, chunk=50_000, reduction="clip")
+        values = contributions(plan)
+        results = await group.run(plan, values)
+    require_one_average(plan, values, results, 1e-6 if codec == "none" else 0.05)
+    bits = 32 if codec == "none" else 8.1
+    for uid, result in results.items():
+        moved = (uid > 0) * (1 - shares[uid]) + 3 * shares[uid]  # its parts of the others' shares, its own average
+        sent = sum(transfer.bytes_sent for transfer in result.outcome.transfers)
+        assert sent == pytest.approx(moved * size * bits / 8, rel=0.01, abs=100)
+        assert result.outcome.bits_per_parameter == pytest.approx(bits, rel=0.01)
+        assert set(result.outcome.planes) == {0, 1, 2} - {uid}
+
+
 def hide(peer: Peer, trouble: str, other: Peer, silent: socket.socket) -> None:
     """Let the peer offer direct connections that cannot be made."""
     transport = peer.direct

@@ -285,6 +285,8 @@ async def test_deadlines_follow_the_rounds_that_were_led(tmp_path: Path) -> None
                 await net.train(uid)
             assert [attempt.completed for attempt in await lead_by(leader, net)] == [True]
         given = [done.request.deadlines.exchange for done in net.neurons[1].ended]
+        told = [event["deadlines"]["exchange"] for event in net.neurons[0].told("RoundLed")]
+    assert told == given
     assert given[:ENOUGH] == [60.0] * ENOUGH
     assert 5 <= given[ENOUGH] < 60
 

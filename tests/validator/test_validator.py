@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.codecs.floating import Float32
+from distributed_training.averaging.outcome import RoundResult
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.hub.memory import MemoryHub
+from distributed_training.node import EndedRound
+from distributed_training.protocol import Deadlines, Failure
 from distributed_training.schedule import Exclusion
 from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
@@ -22,6 +25,7 @@ from distributed_training.validator.publisher import Publisher
 from distributed_training.validator.validator import WAITING_AUDITS, Validator
 from template.clock import Clock, ManualClock, SystemClock
 from tests.roles import AVERAGING, EPOCH, Subnet, subnet
+from tests.validator.test_rounds import outcome as failed_outcome
 
 
 class Unpaid:
@@ -145,6 +149,37 @@ async def test_another_s_turn_is_another_s(tmp_path: Path) -> None:
         net.chain.block = 10
         await validator._tick()
         assert led(net) == [(0, True)]
+
+
+async def test_it_learns_from_every_round_once(tmp_path: Path) -> None:
+    """From those that it led and from those that another did, how long their states took."""
+    async with subnet(tmp_path, miners=1, validators=2, attached=False) as net:
+        validator = await attached(net)
+        await net.train(2, 4)
+        await validator._tick()
+        assert led(net) == [(0, True)]
+        times = validator._leader._experience._times
+        assert [len(samples) for samples in (times.connect, times.exchange, times.commit)] == [1, 1, 1]
+        await net.train(2, 4)
+        request = net.request()
+        await asyncio.gather(*(neuron.node.take_part(request) for neuron in net.neurons.values()))
+        times = validator._leader._experience._times
+        assert [len(samples) for samples in (times.connect, times.exchange, times.commit)] == [2, 2, 2]
+
+
+async def test_a_leader_in_a_hurry_makes_nobody_owe(tmp_path: Path) -> None:
+    """A part that did not come counts against its sender only if it had a fair time for it."""
+    async with subnet(tmp_path, miners=4, attached=False) as net:
+        validator = await attached(net)
+        for uid in (1, 2, 3, 4):
+            await net.train(uid)
+        late = Failure(uid=3, state="EXCHANGE", role="sender", reason="no complete part")
+        for exchange, owing in ((4.0, set()), (6.0, {net.neurons[3].axon.hotkey})):
+            request = net.request(deadlines=Deadlines(connect=10, exchange=exchange, commit=10))
+            outcome = dataclasses.replace(failed_outcome(), failures=(late,))
+            ended = EndedRound(request, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state)
+            validator.on_ended(ended)
+            assert validator._memory.now.failed == owing
 
 
 async def test_one_leader_makes_so_many_attempts_a_turn(tmp_path: Path) -> None:
