@@ -12,9 +12,11 @@ it the most equal ones are taken: a member whose line is slow as such reduces no
 giving most of the rest to the fastest. (In a group of two, or with one contributor, a larger share may cost less; then
 the shares are sound, but not the best.)
 
-What a line can do is measured by the others: the median of the rates that they saw, per stream, as only their ratios
-matter. It is smoothed over rounds in small steps, and no share is beyond MOST times an equal one: a reducer decides
-alone on its share, and one wrong number must neither flood nor starve a member.
+What a line can do is measured by the others, as rates of single streams, as only their ratios matter: `up` is the
+median of what they received from a member. What they sent to it says more of their own lines; `down` is therefore only
+known where most of them sent to it slower than they sent to others, and limits nobody otherwise. Rates are smoothed
+over rounds in small steps, and no share is beyond MOST times an equal one: a reducer decides alone on its share, and
+one wrong number must neither flood nor starve a member.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from dataclasses import dataclass
 from distributed_training.protocol import Member, Transfer
 
 MOST = 3.0  # times an equal share of what the miners reduce
+SLOWER = 0.7  # times what a sender has for others: then the receiver is what limits a stream
 LEAST_BYTES = 1 << 16  # of a transfer: shorter ones measure the delay of the line, and buffers
 STEP = 4.0  # a rate counts as at most so many times, or this part of, what was known before
 PULL = 0.3  # how far a new rate moves the known one, in logarithms
@@ -38,7 +41,7 @@ _RELAYED = "/p2p-circuit"
 
 @dataclass(frozen=True)
 class Rate:
-    """What a line does in bytes per second and stream; None where nobody measured it."""
+    """What a line does in bytes per second and stream; None where nobody measured it, infinite where it limits nobody."""
 
     up: float | None
     down: float | None
@@ -77,10 +80,14 @@ def reported(reports: Mapping[int, Sequence[Transfer]]) -> dict[int, Rate]:
     down: dict[int, list[float]] = defaultdict(list)
     for reporter, transfers in reports.items():
         first = {transfer.uid: transfer for transfer in reversed(transfers) if transfer.uid != reporter}
+        sent = {uid: _rate(seen.bytes_sent, seen.seconds_sending) for uid, seen in first.items()}
         for uid, seen in first.items():
-            _note(up[uid], seen.bytes_received, seen.seconds_receiving)
-            _note(down[uid], seen.bytes_sent, seen.seconds_sending)
-    return {uid: Rate(_middle(up[uid]), _middle(down[uid])) for uid in up}
+            up[uid] += _known([_rate(seen.bytes_received, seen.seconds_receiving)])
+            down[uid] += _known([_limit(uid, sent)])
+    return {
+        uid: Rate(_middle(up[uid]), statistics.median_high(down[uid]) if down[uid] else None)
+        for uid in up.keys() | down
+    }
 
 
 def smoothed(known: Mapping[str, Rate], seen: Mapping[str, Rate]) -> dict[str, Rate]:
@@ -195,13 +202,26 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
-def _note(rates: list[float], count: int, seconds: float) -> None:
-    if count >= LEAST_BYTES and seconds > 0 and math.isfinite(count / seconds):
-        rates.append(count / seconds)
+def _rate(count: int, seconds: float) -> float | None:
+    """Bytes per second; None where too little was moved, or in no time."""
+    measured = count >= LEAST_BYTES and seconds > 0 and math.isfinite(count / seconds)
+    return count / seconds if measured else None
+
+
+def _limit(uid: int, sent: Mapping[int, float | None]) -> float | None:
+    """What the receiver `uid` let one sender have, if that is clearly less than the others did; else infinite."""
+    rate, usual = sent[uid], _middle([rate for other, rate in sent.items() if other != uid])
+    if rate is None or usual is None:
+        return None
+    return rate if rate < SLOWER * usual else math.inf
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _middle(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = _known(values)
     return statistics.median_low(known) if known else None
 
 
@@ -209,5 +229,9 @@ def _moved(known: float | None, seen: float | None, usual: float | None) -> floa
     if seen is None:
         return known
     before = _first(known, usual, seen)
+    if math.isinf(before):
+        if math.isinf(seen):
+            return seen
+        before = STEP * seen  # a limit that is new is believed as slowly as one that changes
     step = min(STEP, max(1 / STEP, seen / before))
     return before * math.pow(step, PULL)

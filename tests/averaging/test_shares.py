@@ -164,13 +164,31 @@ def test_a_minority_cannot_move_another_s_rate(honest: list[int], lie: int, time
     rate = reported(reports)[9]
     assert rate.up is not None
     assert min(honest) <= rate.up <= max(honest)
-    assert rate.down == rate.up
+
+
+def sends(me: int, rates: dict[int, int]) -> list[Transfer]:
+    """What `me` measured when it sent so fast to each of the others; nothing came back."""
+    return [transfer(uid, rate, 0) for uid, rate in rates.items() if uid != me]
+
+
+def test_a_slow_download_is_known_by_who_is_faster_elsewhere() -> None:
+    """Uid 3 takes a quarter of what everybody gives the others; their own lines, however slow, are not its fault."""
+    lines = {0: 8 * K, 1: 16 * K, 2: 32 * K, 3: 32 * K}
+    told = {me: sends(me, {uid: up // 4 if uid == 3 else up for uid in lines}) for me, up in lines.items()}
+    assert {uid: rate.down for uid, rate in reported(told).items()} == {0: math.inf, 1: math.inf, 2: math.inf, 3: 4 * K}
+
+
+def test_one_of_two_cannot_slow_a_download() -> None:
+    """Most have to see it."""
+    told = {0: sends(0, {1: 8 * K, 2: 8 * K}), 1: sends(1, {0: 8 * K, 2: K})}
+    assert reported(told)[2].down == math.inf
 
 
 def test_directions_are_those_of_the_one_told_about() -> None:
     """What we received from it is what it sent; short transfers and those without a time say nothing."""
-    found = reported({0: [transfer(1, 2 * K, 6 * K, 2.0), transfer(2, K - 1, K), transfer(3, K, K, 0.0)]})
-    assert found == {1: Rate(up=3 * K, down=K), 2: Rate(up=K, down=None), 3: Rate(None, None)}
+    told = {0: [transfer(1, 2 * K, 6 * K, 2.0), transfer(2, K - 1, K), transfer(3, K, K, 0.0), transfer(4, 9 * K, 0)]}
+    nothing = Rate(None, None)
+    assert reported(told) == {1: Rate(3 * K, K), 2: Rate(K, None), 3: nothing, 4: Rate(None, math.inf)}
 
 
 def test_one_bad_round_moves_a_rate_a_little() -> None:
@@ -187,4 +205,19 @@ def test_a_newcomer_starts_from_the_median() -> None:
     """Its first round is one round."""
     assert smoothed({}, rates(10.0, 10.0, 40.0))[HOTKEYS[2]].up == pytest.approx(10 * 4**0.3)
     assert smoothed({}, rates(10.0)) == rates(10.0)
+
+
+def test_a_limit_comes_and_goes_slowly() -> None:
+    """A download that limited nobody is believed to be slow as slowly as it is believed to be fast again."""
+    free, slow = {HOTKEYS[0]: Rate(10.0, math.inf)}, {HOTKEYS[0]: Rate(10.0, 2.0)}
+    assert smoothed(free, free) == free
+    once = smoothed(free, slow)[HOTKEYS[0]].down
+    assert once == pytest.approx(2.0 * 4**0.7)
+    again = smoothed({HOTKEYS[0]: Rate(10.0, once)}, free)[HOTKEYS[0]].down
+    assert again == pytest.approx(2.0 * 4)
+    assert smoothed({}, slow) == slow
+
+
+def test_who_was_not_seen_stays_as_it_was() -> None:
+    """And somebody about whom nothing is known stays unknown."""
     assert smoothed(rates(10.0), {HOTKEYS[1]: Rate(None, None)}) == rates(10.0, None)
