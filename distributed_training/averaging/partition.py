@@ -36,11 +36,16 @@ def partition(size: int, shares: Sequence[float]) -> tuple[tuple[int, int], ...]
 
 
 def chunks(size: int, chunk: int) -> tuple[tuple[int, int], ...]:
-    """The half-open ranges of `chunk` elements that cover `size` elements; the last may be shorter.
+    """The half-open ranges that cover `size` elements, as few of at most `chunk` elements as can be.
+
+    Their lengths differ by at most one, longer ones first: there is no short rest, whose few values would say little of
+    the part that they belong to (robust.py).
 
     Raises:
         ValueError: `chunk` is not positive.
     """
     if chunk < 1:
         raise ValueError(f"chunk {chunk} is not positive")
-    return tuple((start, min(size, start + chunk)) for start in range(0, size, chunk))
+    count = -(-size // chunk)
+    length, longer = divmod(size, count) if count else (0, 0)
+    return tuple(itertools.pairwise(i * length + min(i, longer) for i in range(count + 1)))

@@ -42,6 +42,7 @@ class Reducer:
     ) -> None:
         self.chunks = chunks(out.size, chunk)
         self._out = out
+        self._room = 4 * min(chunk, out.size)  # the same in the next round, where shares may differ a little
         self._weights = dict(sorted(weights.items()))
         self._codec = codec
         self._rule = rule
@@ -55,8 +56,7 @@ class Reducer:
     def buffer(self, index: int) -> memoryview:
         """Memory for the float32 values of chunk `index`; it goes back when the chunk is averaged."""
         start, stop = self.chunks[index]
-        low, high = self.chunks[0]  # the longest, so that all are of one size
-        return memoryview(self._buffers.chunk(4 * (high - low)))[: 4 * (stop - start)]
+        return memoryview(self._buffers.chunk(self._room))[: 4 * (stop - start)]
 
     def add(self, uid: int, index: int, part: Part) -> None:
         """Take chunk `index` of a contributor, whose values `codec` can carry; averages it if it was the last one.

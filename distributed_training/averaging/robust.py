@@ -73,7 +73,9 @@ class Clip:
     the price of silence in the others. The whole stays bounded as well: as long as more than half of the senders of
     each chunk are honest, no chunk of a part counts with more than `limit` times what some honest member sent there.
     Norms of 2^18 gradient values differ little between members with batches of one size; where noise prevails they grow
-    as one over the root of the batch, so a member that trained a tenth of the others' samples is clipped a little.
+    as one over the root of the batch, so a member that trained a tenth of the others' samples is clipped a little. The
+    norm of a few values says little, so shares are cut into chunks without a short rest (partition.py), and only shares
+    that are tiny as a whole are clipped more than they should be.
     """
 
     def __init__(self, limit: float, name: str) -> None:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from distributed_training.protocol import Member, Transfer
 
-MOST = 3.0  # times an equal share of what the miners reduce
+MOST = 2.0  # times an equal share of what the miners reduce
 SLOWER = 0.7  # times what a sender has for others: then the receiver is what limits a stream
 LEAST_BYTES = 1 << 16  # of a transfer: shorter ones measure the delay of the line, and buffers
 STEP = 4.0  # a rate counts as at most so many times, or this part of, what was known before
@@ -41,7 +41,7 @@ _RELAYED = "/p2p-circuit"
 
 @dataclass(frozen=True)
 class Rate:
-    """What a line does in bytes per second and stream; None where nobody measured it, infinite where it limits nobody."""
+    """Bytes per second and stream; None where nobody measured it, infinite where the line limits nobody."""
 
     up: float | None
     down: float | None
@@ -84,10 +84,8 @@ def reported(reports: Mapping[int, Sequence[Transfer]]) -> dict[int, Rate]:
         for uid, seen in first.items():
             up[uid] += _known([_rate(seen.bytes_received, seen.seconds_receiving)])
             down[uid] += _known([_limit(uid, sent)])
-    return {
-        uid: Rate(_middle(up[uid]), statistics.median_high(down[uid]) if down[uid] else None)
-        for uid in up.keys() | down
-    }
+    limits = {uid: statistics.median_high(seen) for uid, seen in down.items() if seen}
+    return {uid: Rate(_middle(up[uid]), limits.get(uid)) for uid in up}
 
 
 def smoothed(known: Mapping[str, Rate], seen: Mapping[str, Rate]) -> dict[str, Rate]:

@@ -14,6 +14,7 @@ from distributed_training.averaging.codec import Floats, pair_named
 from distributed_training.averaging.codecs.integer import Integer
 from distributed_training.averaging.feedback import ErrorFeedback
 from distributed_training.averaging.outcome import RoundResult, RoundState
+from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from template.errors import AveragingError
 from tests.averaging.groups import Group, contributions, exact_mean, make_plan, memory_group, weights
@@ -29,8 +30,8 @@ def expected(plan: RoundPlan, values: Mapping[int, Floats | None], by: Mapping[i
     """The average that everybody must hold: parts through their codec unless they stay at home, then the average."""
     pair, average = pair_named(plan.codec), np.empty(plan.size, dtype=np.float32)
     for reducer, (first, last) in plan.ranges().items():
-        for start in range(first, last, plan.chunk):
-            stop = min(last, start + plan.chunk)
+        for low, high in chunks(last - first, plan.chunk):
+            start, stop = first + low, first + high
             parts: dict[int, Floats | None] = {}
             for uid, value in values.items():
                 if value is None:

@@ -47,9 +47,11 @@ def test_impossible_shares_are_refused(bad: list[float]) -> None:
 
 @given(size=st.integers(0, 10**5), chunk=st.integers(1, 10**5))
 def test_chunks_cover_the_share_and_are_not_longer_than_asked(size: int, chunk: int) -> None:
-    """Chunks follow each other; only the last may be shorter; none is empty."""
+    """Chunks follow each other, no more of them than needed; longer ones first, by one; none is empty."""
     cut = chunks(size, chunk)
     assert all(left[1] == right[0] for left, right in itertools.pairwise(cut))
     assert sum(stop - start for start, stop in cut) == size
-    assert all(stop - start == chunk for start, stop in cut[:-1])
-    assert all(0 < stop - start <= chunk for start, stop in cut)
+    lengths = [stop - start for start, stop in cut]
+    assert len(cut) == math.ceil(size / chunk)
+    assert lengths == sorted(lengths, reverse=True)
+    assert not cut or 0 <= lengths[0] - lengths[-1] <= 1 <= lengths[-1] <= lengths[0] <= chunk
