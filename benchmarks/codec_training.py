@@ -41,8 +41,7 @@ CHUNK = 1 << 18  # values, as in a round
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: the codec, who keeps errors ("", "sender" or "both"), the first uid, which decides on the data, and the
-    rule of the reduction."""
+    """One row: codec, who keeps errors ("", "sender" or "both"), first uid (decides on the data), rule of reduction."""
 
     codec: str
     feedback: str = ""
