@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distributed_training.averaging.codecs.names import parse_pair
-from distributed_training.averaging.robust import rule_named
+from distributed_training.averaging.rule_names import parse_rule
 from template.errors import AveragingError, ConfigurationError
 
 
@@ -156,7 +156,7 @@ class AveragingSpec:
             _require(self.least_seconds <= getattr(self, name), f"averaging.least_seconds must not exceed {name}")
         _require(0 <= self.validator_share <= 1, "averaging.validator_share must lie in [0, 1]")
         try:
-            rule_named(self.reduction)
+            parse_rule(self.reduction)
         except AveragingError as error:
             raise ConfigurationError(f"averaging.reduction: {error}") from error
         try:

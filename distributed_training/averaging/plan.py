@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from distributed_training.averaging.codec import pair_named
 from distributed_training.averaging.partition import partition
-from distributed_training.averaging.robust import Mean, rule_named
+from distributed_training.averaging.rule_names import MEAN, parse_rule
 from distributed_training.protocol import MAX_GROUP, AllReduce
 from template.errors import AveragingError
 
@@ -71,12 +71,12 @@ class RoundPlan:
     deadlines: StateDeadlines
     quorum: float
     max_weight: float
-    reduction: str = Mean.name
+    reduction: str = MEAN
     chunk: int = CHUNK
 
     def __post_init__(self) -> None:
         pair_named(self.codec)
-        rule_named(self.reduction)
+        parse_rule(self.reduction)
         _require(re.fullmatch(r"[0-9a-f]{32}", self.round_id) is not None, "a round id is 32 hex digits")
         _require(1 <= len(self.members) <= MAX_GROUP, f"a group has 1 to {MAX_GROUP} members")
         _require(len({m.uid for m in self.members}) == len(self.members), "a uid is twice in the group")

@@ -1,11 +1,9 @@
-"""What a reducer makes of the parts of a chunk: rules, found by the name that the run spec gives them. Pure.
+"""What a reducer makes of the parts of a chunk: rules, by the names that the run spec has (rule_names.py). Pure.
 
 A rule sees one chunk at a time, because parts arrive as streams of chunks: a rule over whole shares would have to hold
 all of everybody's parts before the first byte of the average could leave. Every reducer applies the rule to its own
 share and everybody takes the bytes that it sends, so all hold the same average even where arithmetic differs between
 machines.
-
-    rule := "mean" | "clip" | "clip" limit        "clip" is "clip3"
 
 What a part's values may be at all (finite, as many as are due, within the codec's range) is checked on arrival.
 """
@@ -13,7 +11,6 @@ What a part's values may be at all (finite, as many as are due, within the codec
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,12 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from distributed_training.averaging.codec import BLOCK, Floats
-from template.errors import AveragingError
-
-DEFAULT_LIMIT = 3.0  # times the median norm; honest parts of one size of batch lie within 2 (docs of Clip)
-KNOWN = "mean, clip, clip<limit>, as in clip2.5, with a limit of at least 1"
-
-_CLIP = re.compile(r"clip([0-9]{1,6}(?:\.[0-9]{1,6})?)?")
+from distributed_training.averaging.rule_names import MEAN, parse_rule
 
 
 class Rule(Protocol):
@@ -52,7 +44,7 @@ class Rule(Protocol):
 class Mean:
     """sum(w_i x_i) / sum(w_i), to the bit (see `weighted_mean`)."""
 
-    name = "mean"
+    name = MEAN
 
     def reduce(self, parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> tuple[float, ...]:
         """See Rule."""
@@ -98,13 +90,8 @@ def rule_named(name: str) -> Rule:
     Raises:
         AveragingError: there is none; the message lists the known ones.
     """
-    if name == Mean.name:
-        return Mean()
-    match = _CLIP.fullmatch(name)
-    limit = float(match[1] or DEFAULT_LIMIT) if match else math.nan
-    if not limit >= 1:
-        raise AveragingError(f"unknown reduction '{name}'; known: {KNOWN}")
-    return Clip(limit, name)
+    limit = parse_rule(name)
+    return Mean() if limit is None else Clip(limit, name)
 
 
 def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> None:
