@@ -179,7 +179,7 @@ class Subnet:
         """Train micro-batches of the miner's assignment in its worker's thread."""
         neuron = self.neurons[uid]
         for number in range(first, first + count):
-            batch = self.loader.micro_batch(neuron.engine.epoch, uid, number)
+            batch = self.loader.micro_batch(neuron.engine.in_training.epoch, uid, number)
             await neuron.worker.run(lambda engine, batch=batch: engine.train(batch))  # type: ignore[misc]
 
     def views(self) -> list[View]:

@@ -60,7 +60,7 @@ class Court:
         )
         everybody = frozenset(self.net.neurons)
         rounds = (RoundSeen(epoch=0, attempt=0, live=everybody, asked=frozenset({1, 2}), delivered=frozenset({1, 2})),)
-        seen = EpochSeen(engine.epoch, engine.state_hash, engine.state.params, outcome, rounds)
+        seen = EpochSeen(engine.epoch, engine.state_hash, engine.bases, outcome, rounds)
         return dataclasses.replace(seen, **changes)  # type: ignore[arg-type]
 
     async def examine(self, **changes: object) -> dict[int, Evidence]:
@@ -100,6 +100,7 @@ def answering(at: Court, uid: int) -> Callable[..., object]:
         honest = TrainResponse(
             epoch=request.epoch,
             state_hash=work.state_hash,
+            base_hash=work.base_hash,
             records_hash="c" * 64,
             total_records=len(work.records),
             records=page,
@@ -197,7 +198,7 @@ async def test_our_own_numbers_that_are_not_finite_judge_nobody(tmp_path: Path) 
     """A broken base state is the validator's fault; every miner is looked at all the same."""
     async with court(tmp_path) as at:
         broken = np.full(at.net.neurons[0].engine.layout.size, np.inf, np.float32)
-        evidence = await at.examine(base=broken)
+        evidence = await at.examine(bases={at.net.neurons[0].engine.state_hash: broken})
         assert sorted(evidence) == [1, 2]
         assert all("not finite" in item.unobserved for item in evidence.values())
 
