@@ -7,8 +7,10 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from distributed_training.engine.engine import Engine
 from distributed_training.protocol import IsAlive, IsAliveResponse
 from distributed_training.run import AveragingSpec
 from tests.adversaries.engines import Lazy
@@ -115,6 +117,21 @@ async def test_who_is_only_asked_to_reduce_stays_in_its_epoch(tmp_path: Path) ->
         assert [a.completed for a in answers] == [True] * 3
         assert [net.neurons[uid].engine.in_training.epoch for uid in (1, 2)] == [1, 1]
         assert net.neurons[1].engine.work.base_hash == request.state_hash
+
+
+async def test_a_run_goes_on_where_nobody_has_the_state_before(tmp_path: Path) -> None:
+    """All took this one over from the hub: they train at it, and the epoch ends all the same."""
+    async with subnet(tmp_path, epoch=OVERLAP) as net:
+        gone = Engine(net.spec, net.loader.tokenizer.vocab_size)
+        gone.apply(np.ones(gone.layout.size, np.float32))
+        for uid, neuron in net.neurons.items():
+            await neuron.worker.run(lambda engine: engine.adopt(gone.state))
+            if uid:
+                await net.train(uid)
+        assert await attempt(net) == {True}
+        assert {neuron.state for neuron in net.neurons.values()} == {(2, net.neurons[1].engine.state_hash)}
+        assert list(net.neurons[0].ended[0].bases) == [gone.state_hash]
+        assert net.neurons[1].engine.work_of(1).base_hash == gone.state_hash
 
 
 async def test_a_subnet_with_overlap_from_training_to_scores(tmp_path: Path) -> None:
