@@ -7,8 +7,8 @@ never more than that. θₑ₊₁ follows from θₑ and the average as always; 
 at which. It costs a second sum of gradients, float32 [P] on the device, and the parameters of θₑ₋₁, float32 [P] in main
 memory, until the contribution is set aside.
 
-Not thread-safe: one thread calls the methods (`worker.py` runs it). The read-only properties and `next_state` may be
-used from any thread, since what they read is immutable and replaced as a whole.
+Not thread-safe: one thread calls the methods (`worker.py` runs it). The read-only properties, `next_state` and `write`
+may be used from any thread, since what they read is immutable and replaced as a whole.
 """
 
 from __future__ import annotations
@@ -285,7 +285,11 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that replaces the one in `folder`; being killed half-way leaves a usable one."""
-        save_checkpoint(folder, self.snapshot(), self.architecture, self._spec.run_id)
+        self.write(folder, self.snapshot())
+
+    def write(self, folder: Path, snapshot: Snapshot) -> None:
+        """The same for a snapshot taken before. Any thread may do it, one at a time."""
+        save_checkpoint(folder, snapshot, self.architecture, self._spec.run_id)
 
     def load(self, folder: Path) -> bool:
         """Resume from the checkpoint in `folder`; False if there is none.
