@@ -15,7 +15,7 @@ from distributed_training.protocol import IsAlive, IsAliveResponse
 from distributed_training.run import AveragingSpec
 from tests.adversaries.engines import Lazy
 from tests.roles import AUDIT, AVERAGING, EPOCH, Subnet, metagraph_of, subnet
-from tests.validator.test_validator import until_told, validator_of
+from tests.validator.test_validator import attached, until_told, validator_of
 
 OVERLAP = dataclasses.replace(EPOCH, overlap=True)
 
@@ -117,6 +117,19 @@ async def test_who_is_only_asked_to_reduce_stays_in_its_epoch(tmp_path: Path) ->
         assert [a.completed for a in answers] == [True] * 3
         assert [net.neurons[uid].engine.in_training.epoch for uid in (1, 2)] == [1, 1]
         assert net.neurons[1].engine.work.base_hash == request.state_hash
+
+
+async def test_a_leader_does_not_wait_for_what_will_not_come(tmp_path: Path) -> None:
+    """After a failed attempt there are too few samples, and they are all that there will be."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=0.5)
+    async with subnet(tmp_path, attached=False, epoch=OVERLAP, averaging=short) as net:
+        validator = await attached(net)
+        await net.train(1, 1)
+        await validator._tick()
+        assert net.neurons[0].told("RoundLed") == []
+        assert await attempt(net, (0,)) == {False}
+        await validator._tick()
+        assert [event["completed"] for event in net.neurons[0].told("RoundLed")] == [True]
 
 
 async def test_a_run_goes_on_where_nobody_has_the_state_before(tmp_path: Path) -> None:
