@@ -43,7 +43,8 @@ class RoundFinished(Event):
     """One attempt at an all-reduce, as this neuron saw it.
 
     `state_hash` is the state after it, `phases` the seconds in each state of the round; `work`, `first_byte` and
-    `planes` are those of the outcome (averaging/outcome.py). `trained` of the `seconds` went into micro-batches.
+    `planes` are those of the outcome (averaging/outcome.py). `trained`: seconds of the micro-batches that ended
+    meanwhile.
     """
 
     uid: int

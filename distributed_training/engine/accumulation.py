@@ -18,11 +18,15 @@ class Accumulation:
         self._sum = torch.zeros(layout.size, device=device)
         self.coordinates = torch.zeros(0, dtype=torch.int64)
 
+    @property
+    def device(self) -> torch.device:
+        return self._sum.device
+
     def begin(self, epoch: int) -> None:
         """Nothing accumulated, for `epoch`; raises ConfigurationError for more coordinates than there can be."""
         chosen = coordinates(self._spec.run_id, epoch, self._layout, self._spec.audit.coordinates)
         self._sum.zero_()
-        self.coordinates = torch.from_numpy(chosen).to(self._sum.device)
+        self.coordinates = torch.from_numpy(chosen).to(self.device)
 
     def add(self, gradient: torch.Tensor, samples: int) -> None:
         """One micro-batch: its mean gradient [P] with the weight of its samples."""

@@ -63,7 +63,7 @@ class Engine:
         self._replica = Replica(spec, vocab_size, device)
         layout = self._replica.layout
         self._accumulated = Accumulation(spec, layout, device)
-        self._spare = Accumulation(spec, layout, device) if spec.epoch.overlap else None  # of the next epoch
+        self._spare: Accumulation | None = None  # of the next epoch; made when it is first needed
         self._feedback = ErrorFeedback(layout.size) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
@@ -105,7 +105,8 @@ class Engine:
     @property
     def in_training(self) -> Work:
         """What `train` adds to: the work of this epoch or, after `go_ahead`, that of the next one."""
-        return self._ahead or self.work
+        ahead = self._ahead
+        return self.work if ahead is None else ahead
 
     @property
     def samples_ahead(self) -> int:
@@ -165,8 +166,10 @@ class Engine:
 
         Never so in a run without overlap, where the next epoch's gradients are taken at a state that is not there yet.
         """
-        if self._spare is None or self._ahead is not None:
+        if not self._spec.epoch.overlap or self._ahead is not None:
             return False
+        if self._spare is None:
+            self._spare = Accumulation(self._spec, self.layout, self._accumulated.device)
         self._spare.begin(self.epoch + 1)
         self._before = None
         self._replica.load(self._state.params)
@@ -310,7 +313,7 @@ class Engine:
         """What `train` adds the gradients to."""
         if self._ahead is None:
             return self._accumulated
-        assert self._spare is not None, "only a run with overlap goes ahead"
+        assert self._spare is not None, "made when it went ahead"
         return self._spare
 
     @property

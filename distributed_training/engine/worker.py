@@ -133,12 +133,11 @@ class TrainingWorker:
         """Return once no micro-batch is being trained, and train none until `resume`."""
         await self.run(lambda _: self._set_paused(True))
 
-    async def contribution(self) -> Contribution:
-        """The engine's contribution at the next micro-batch boundary; raises StateError if nothing was trained."""
-        return await self.run(lambda engine: engine.contribution())
-
     async def set_aside(self) -> Contribution:
-        """The same, fixed from now on where the run has overlap: training goes on with the next epoch at once."""
+        """The engine's contribution at the next micro-batch boundary; raises StateError if nothing was trained.
+
+        In a run with overlap it is fixed from now on, and training goes on with the next epoch at once.
+        """
         return await self.run(lambda engine: engine.set_aside())
 
     async def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
