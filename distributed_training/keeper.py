@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from distributed_training.averaging.state_transfer import StateFile, StateOffer, describe
-from distributed_training.engine.checkpoint import state_folder
+from distributed_training.engine.checkpoint import Snapshot, state_folder
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NotSaved
@@ -18,13 +20,18 @@ KEPT_OFFERS = 2
 
 
 class Keeper:
-    """Saves in the worker's thread; digests of a state are computed once, when it is first saved."""
+    """Takes snapshots in the worker's thread and writes them beside it, so that training does not wait for the disk.
+
+    Digests of a state are computed once, when it is first saved.
+    """
 
     def __init__(self, folder: Path, worker: TrainingWorker, telemetry: Telemetry) -> None:
         self._folder = folder
         self._worker = worker
         self._telemetry = telemetry
         self._offers: dict[int, StateOffer] = {}
+        self._saving = asyncio.Lock()
+        self._writing = threading.Lock()  # a save that was cancelled still writes to its end
 
     async def keep(self) -> None:
         """Save; a disk that does not take it is told, and training goes on with the checkpoint before."""
@@ -39,14 +46,19 @@ class Keeper:
         Raises:
             StateError: the disk does not take it; what was saved before is still there.
         """
-        try:
-            epoch, offer = await self._worker.run(self._save)
-        except (OSError, SafetensorError) as error:
-            raise StateError(f"the checkpoint cannot be written to {self._folder}: {error}; free some space") from error
-        self._offers.pop(epoch, None)
-        self._offers[epoch] = offer
-        for old in list(self._offers)[:-KEPT_OFFERS]:  # in order of saving: a run may go back to an earlier epoch
-            del self._offers[old]
+        async with self._saving:
+            engine, snapshot = await self._worker.run(lambda engine: (engine, engine.snapshot()))
+            try:
+                offer = await asyncio.to_thread(self._write, engine, snapshot)
+            except (OSError, SafetensorError) as error:
+                raise StateError(
+                    f"the checkpoint cannot be written to {self._folder}: {error}; free some space"
+                ) from error
+            epoch = snapshot.state.epoch
+            self._offers.pop(epoch, None)
+            self._offers[epoch] = offer
+            for old in list(self._offers)[:-KEPT_OFFERS]:  # in order of saving: a run may go back to an earlier epoch
+                del self._offers[old]
 
     def folder(self, epoch: int) -> Path | None:
         """Where the state of `epoch` lies; None if it is not kept (any more)."""
@@ -57,14 +69,16 @@ class Keeper:
         offer = self._offers.get(epoch)
         return offer if offer is not None and self.folder(epoch) is not None else None
 
-    def _save(self, engine: Engine) -> tuple[int, StateOffer]:
-        engine.save(self._folder)
-        known = self._offers.get(engine.epoch)
-        if known is not None and known.state_hash == engine.state_hash:
-            return engine.epoch, known
-        folder = self.folder(engine.epoch)
+    def _write(self, engine: Engine, snapshot: Snapshot) -> StateOffer:
+        with self._writing:
+            engine.write(self._folder, snapshot)
+        state = snapshot.state
+        known = self._offers.get(state.epoch)
+        if known is not None and known.state_hash == state.hash:
+            return known
+        folder = self.folder(state.epoch)
         assert folder is not None, "it was just saved"
-        return engine.epoch, StateOffer(state_hash=engine.state_hash, files=_described(folder))
+        return StateOffer(state_hash=state.hash, files=_described(folder))
 
 
 def _described(folder: Path) -> tuple[StateFile, ...]:
