@@ -12,7 +12,15 @@ from distributed_training.protocol import PeerBinding
 from distributed_training.run import EpochSpec
 from distributed_training.schedule import View
 
-SPEC = EpochSpec(target_samples=100, max_blocks=10, min_miners=2, turn_blocks=5, attempts=3, validator_stake=1.0)
+SPEC = EpochSpec(
+    target_samples=100,
+    max_blocks=10,
+    min_miners=2,
+    turn_blocks=5,
+    attempts=3,
+    validator_stake=1.0,
+    fallback_blocks=20,
+)
 STATE = (3, "a" * 64)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hivemind.dht.node import DHTNode
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.p2pclient import Client
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.timed_storage import get_dht_time
@@ -25,12 +25,15 @@ from distributed_training.averaging.daemon import Daemon
 from distributed_training.averaging.direct import DirectConfig, DirectTransport
 from distributed_training.averaging.identity import HostKey
 from distributed_training.averaging.libp2p import Libp2pStream, Libp2pTransport, parse_peer
+from distributed_training.averaging.noticeboard import Addresses
 from distributed_training.averaging.streams import Handler
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
 
 MAX_DHT_VALUE = 4096  # bytes
+MAX_PEER_ID = 64  # bytes
+MEET_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class PeerConfig:
     start_seconds: float = 20.0
     start_attempts: int = 3
     dht_seconds: float = 10.0
+    meet_seconds: float = 4.0
     map_port: bool = False
     relay: bool = False
     direct_port: int = 0
@@ -63,8 +67,8 @@ class PeerConfig:
             raise AveragingError(f"dht host must be an IP address, not {self.host!r}") from None
         if not 0 <= self.port <= 65535:
             raise AveragingError(f"dht port must lie in [0, 65535], not {self.port}")
-        if min(self.start_seconds, self.dht_seconds, self.start_attempts) <= 0:
-            raise AveragingError("start_seconds, dht_seconds and start_attempts must be positive")
+        if min(self.start_seconds, self.dht_seconds, self.meet_seconds, self.start_attempts) <= 0:
+            raise AveragingError("start_seconds, dht_seconds, meet_seconds and start_attempts must be positive")
         for address in self.initial_peers:
             if "/p2p/" not in address:
                 raise AveragingError(f"an initial peer ends in /p2p/<peer id>; {address!r} does not")
@@ -164,6 +168,46 @@ class Peer:
         found = await self._in_time(self._the_running().node.get(key, latest=True))
         value = None if found is None else found.value
         return value if isinstance(value, bytes) and len(value) <= MAX_DHT_VALUE else None
+
+    async def meet(self, others: Mapping[str, Addresses]) -> None:
+        """See Noticeboard: connect to these peers, and let the DHT know them."""
+        running, room = self._the_running(), asyncio.Semaphore(MEET_AT_ONCE)
+
+        async def meet(peer_id: str, addresses: Addresses) -> None:
+            async with room:
+                try:
+                    remote, at = parse_peer(peer_id, addresses)
+                    await running.daemon.connect(remote, at)
+                except AveragingError as error:
+                    log.info("%s cannot be met: %s", peer_id, error)
+                    return
+                await running.node.protocol.call_ping(remote)
+
+        tasks = [asyncio.create_task(meet(*other)) for other in others.items() if other[0] != self.peer_id]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=self._config.meet_seconds)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def declare(self, key: str, until: float) -> None:
+        """See Noticeboard: a record of our own under `key`."""
+        running = self._the_running()
+        own = running.node.peer_id.to_bytes()
+        if not await self._in_time(running.node.store(key, True, until, subkey=own)):
+            raise AveragingError(f"no node of the DHT takes a record under {key}")
+
+    async def declared(self, key: str) -> dict[str, float]:
+        """See Noticeboard. Whether a record says yes or no is not looked at: anybody could have written it."""
+        found = await self._in_time(self._the_running().node.get(key, latest=True))
+        records = found.value if found is not None and isinstance(found.value, dict) else {}
+        return {
+            str(PeerID(subkey).to_base58()): float(record.expiration_time)
+            for subkey, record in records.items()
+            if isinstance(subkey, bytes) and len(subkey) <= MAX_PEER_ID
+        }
 
     async def _in_time(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
