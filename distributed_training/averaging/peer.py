@@ -164,8 +164,10 @@ class Peer:
 
         tasks = [asyncio.create_task(meet(*other)) for other in others.items() if other[0] != self.peer_id]
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=self._config.meet_seconds)
+            async with asyncio.timeout(self._config.meet_seconds):
+                await asyncio.gather(*tasks)
+        except TimeoutError:
+            log.info("%d of %d peers were met in time", sum(task.done() for task in tasks), len(tasks))
         finally:
             for task in tasks:
                 task.cancel()

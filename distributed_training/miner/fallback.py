@@ -89,7 +89,7 @@ class Fallback:
             self._failed = frozenset()
 
     async def consider(self, metagraph: Metagraph, views: Sequence[View]) -> None:
-        """Try to end the epoch, if there is no validator among `views`, an agreed block has come, and it is time.
+        """Try to end the epoch, if an agreed block has come, there is no validator among `views`, and enough was trained.
 
         `views`: everybody who answers, this miner included.
         """
@@ -100,7 +100,8 @@ class Fallback:
         if not due or any(view.is_validator for view in views):
             return
         willing = [v for v in views if v.state == state and v.samples > 0 and v.peer.hotkey not in self._failed]
-        if schedule.ready(willing, state, block - self._epoch_block[1], self._spec.epoch):
+        have_work = any(view.uid == self._node.uid for view in willing)
+        if have_work and schedule.ready(willing, state, block - self._epoch_block[1], self._spec.epoch):
             await self._try(metagraph, state, views, willing)
         self._tried = self._chain.block
 
@@ -146,10 +147,9 @@ class Fallback:
         return "the epoch has ended" if answer.completed else "the round failed"
 
     def _search(self, gathering: Gathering, willing: Sequence[View], least: int) -> Search:
-        me = self._node.view()
-        epoch, state_hash = gathering.state
-        volunteer = Volunteer(peer=me.peer, epoch=epoch, state_hash=state_hash, samples=max(me.samples, 1))
-        others = {view.peer.peer_id: view.peer.addresses for view in willing if view.uid != me.uid}
+        (me,) = (view for view in willing if view.uid == self._node.uid)
+        volunteer = Volunteer(peer=me.peer, epoch=me.epoch, state_hash=me.state_hash, samples=me.samples)
+        others = {view.peer.peer_id: view.peer.addresses for view in willing if view is not me}
         return Search(
             key=gathering.key,
             blob=volunteer.blob(),
