@@ -89,7 +89,7 @@ class Fallback:
             self._failed = frozenset()
 
     async def consider(self, metagraph: Metagraph, views: Sequence[View]) -> None:
-        """Try to end the epoch, if an agreed block has come, there is no validator among `views`, and enough was trained.
+        """Try to end the epoch, if an agreed block has come, no validator is among `views`, and enough was trained.
 
         `views`: everybody who answers, this miner included.
         """

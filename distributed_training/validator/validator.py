@@ -162,9 +162,9 @@ class Validator:
         self._node.require_place(metagraph)
         uids = range(len(metagraph.hotkeys))
         views = await self._census.ask(metagraph, uids, CENSUS_SECONDS)
-        views = (*views, self._node.view())
-        self._live = frozenset(view.uid for view in views)
         self._hear_miners(views)
+        views = (*views, self._node.view())  # which says whether it is settled
+        self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
         validators = validators_of(metagraph, self._spec.epoch.validator_stake)

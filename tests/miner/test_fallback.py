@@ -115,7 +115,7 @@ async def test_a_validator_that_comes_back_during_the_search_leads(tmp_path: Pat
     """The group that was found does nothing."""
     async with alone(tmp_path) as at:
         trying = asyncio.create_task(at.consider(*MINERS))
-        while not at.net.notices.by_key:
+        while not at.net.notices.by_key:  # noqa: ASYNC110 - the search tells nobody when it begins
             await asyncio.sleep(0)
         for uid in MINERS:
             at.net.neurons[uid].node.hear(0)

@@ -141,6 +141,7 @@ async def test_who_was_cut_off_from_the_miners_looks_before_it_leads(tmp_path: P
     async with subnet(tmp_path, attached=False, validators=2, miners=1) as net:
         clock = ManualClock()
         validator = await attached(net, clock)
+        net.neurons[0].node._settled = lambda: validator._catch_up.settled
         net.neurons[1].node._settled = lambda: False  # so was the other
         await validator._tick()
         await clock.advance(CatchUpConfig().patience)
