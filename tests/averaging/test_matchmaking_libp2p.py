@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from distributed_training.averaging.averager import Averager
-from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.binding import binding_is_valid, sign_binding
 from distributed_training.averaging.matchmaking import FoundGroup, Matchmaker, MatchmakingLimits, Search
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.plan import plan_from
@@ -27,7 +27,7 @@ from tests.roles import key_of, metagraph_of, run_spec
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
-LIMITS = MatchmakingLimits(request=2.0, wait=4.0, search=12.0)
+LIMITS = MatchmakingLimits(request=1.5, wait=4.0, search=9.0)
 STATE = (3, "a" * 64)
 UIDS = (1, 2, 3, 4)  # uid 0 is the validator, which is gone
 SIZE = 10_001
@@ -55,12 +55,15 @@ class Miners:
         signed = sign_binding(key_of(signer), self.spec.run_id, peer.peer_id, peer.addresses)
         return signed.model_copy(update={"hotkey": key_of(uid).ss58_address})
 
+    def is_bound(self, uid: int) -> bool:
+        return binding_is_valid(self.bindings[uid], self.spec.run_id, key_of(uid).ss58_address)
+
     def gathering(self) -> Gathering:
         return Gathering(self.spec, STATE, self.metagraph, frozenset({0}))
 
     def search(self, uid: int, least: int) -> Search:
         gathering = self.gathering()
-        others = {other: binding for other, binding in self.bindings.items() if other != uid}
+        others = {u: b for u, b in self.bindings.items() if u != uid and self.is_bound(u)}  # as a census finds them
         volunteer = Volunteer(peer=self.bindings[uid], epoch=STATE[0], state_hash=STATE[1], samples=8)
         return Search(
             key=gathering.key,
