@@ -31,7 +31,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ ORDER = ("gloo", "direct", "hivemind", "libp2p")  # what is to be compared most 
 MEMORY_SHARE = 0.75  # of what is available, for the systems that stand side by side
 ENOUGH_SECONDS = 60.0  # of rounds of one system: then it is not repeated any more, if it has three
 FEWEST = 3
+NO_TIME = "no time left"
 
 
 def loopback_bytes() -> int:
@@ -66,7 +67,7 @@ class Subject:
         self.case = case
         self.system = system
         self._fleet = processes
-        self._rounds: list[list[Result]] = []
+        self.rounds: list[list[Result]] = []
         self._wire: list[float] = []
         self._cpu: list[float] = []
         self._memory = 0.0
@@ -78,18 +79,18 @@ class Subject:
 
     async def repeat(self) -> None:
         """One round that counts, unless there were enough."""
-        if len(self._rounds) >= FEWEST and sum(map(_slowest, self._rounds)) > ENOUGH_SECONDS:
+        if len(self.rounds) >= FEWEST and sum(map(_slowest, self.rounds)) > ENOUGH_SECONDS:
             return
         before, busy = loopback_bytes(), self._fleet.cpu_seconds()
-        self._rounds.append(await self._fleet.round(len(self._rounds) + 2))
+        self.rounds.append(await self._fleet.round(len(self.rounds) + 2))
         self._cpu.append((self._fleet.cpu_seconds() - busy) / self.case.peers)
         self._wire.append((loopback_bytes() - before) / self.case.peers)
 
     def measured(self) -> Measured:
-        seconds = [_slowest(results) for results in self._rounds]
-        first = self._rounds[0][0]
-        sockets = [statistics.fmean(r["sockets"] for r in rs) for rs in self._rounds] if "sockets" in first else None
-        begun = [max(r["first_byte"] for r in rs) for rs in self._rounds] if "first_byte" in first else None
+        seconds = [_slowest(results) for results in self.rounds]
+        first = self.rounds[0][0]
+        sockets = [statistics.fmean(r["sockets"] for r in rs) for rs in self.rounds] if "sockets" in first else None
+        begun = [max(r["first_byte"] for r in rs) for rs in self.rounds] if "first_byte" in first else None
         return Measured(
             seconds=statistics.median(seconds),
             fastest=min(seconds),
@@ -147,43 +148,49 @@ def side_by_side(case: Case, systems: Sequence[str], available: float) -> tuple[
     return groups, missing
 
 
-@contextlib.asynccontextmanager
-async def started(case: Case, systems: Sequence[str], missing: dict[str, str]) -> AsyncIterator[list[Subject]]:
-    """The systems after their first round; one that does not get there is noted in `missing`."""
+async def take_turns(case: Case, systems: Sequence[str], repetitions: int, missing: dict[str, str]) -> list[Subject]:
+    """Run systems side by side; those that failed are in `missing`, and what was done before a cancellation counts."""
+    subjects: list[Subject] = []
     async with contextlib.AsyncExitStack() as stack:
-        subjects = []
-        for system in systems:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            subject = Subject(case, system, await stack.enter_async_context(fleet(case.peers)))
-            try:
-                await subject.start(folder)
-                subjects.append(subject)
-            except WorkerLost as lost:
-                missing[system] = str(lost)
-        yield subjects
+        try:
+            for system in systems:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                subject = Subject(case, system, await stack.enter_async_context(fleet(case.peers)))
+                if await _went(subject.start(folder), system, missing):
+                    subjects.append(subject)
+            for repetition in range(repetitions):
+                for number in range(len(subjects)):  # each time another one goes first
+                    subject = subjects[(number + repetition) % len(subjects)]
+                    if subject.system not in missing:
+                        await _went(subject.repeat(), subject.system, missing)
+        except asyncio.CancelledError:
+            missing |= {name: NO_TIME for name in systems if name not in missing}
+            for subject in subjects:
+                if subject.rounds and missing[subject.system] == NO_TIME:
+                    del missing[subject.system]
+    return [subject for subject in subjects if subject.system not in missing]
 
 
-async def compare(case: Case, systems: Sequence[str], repetitions: int) -> Comparison:
-    """Run one case."""
+async def _went(work: Coroutine[Any, Any, None], system: str, missing: dict[str, str]) -> bool:
+    try:
+        await work
+    except WorkerLost as lost:
+        missing[system] = str(lost)
+    return system not in missing
+
+
+async def compare(case: Case, systems: Sequence[str], repetitions: int, end: float) -> Comparison:
+    """Run one case, until `end` in time.monotonic at the latest."""
     before = os.getloadavg()[0]
     groups, missing = side_by_side(case, systems, MEMORY_SHARE * psutil.virtual_memory().available)
     found: dict[str, Measured] = {}
     for group in groups:
-        async with started(case, group, missing) as subjects:
-            for repetition in range(repetitions):
-                for number in range(len(subjects)):  # each time another one goes first
-                    await _repeat(subjects[(number + repetition) % len(subjects)], missing)
-            found |= {s.system: s.measured() for s in subjects if s.system not in missing}
+        running = asyncio.create_task(take_turns(case, group, repetitions, missing))
+        await asyncio.wait({running}, timeout=max(0.0, end - time.monotonic()))
+        running.cancel()
+        for subject in await running:
+            found[subject.system] = subject.measured()
     return Comparison(case=case, systems=found, missing=missing, load=before, date=time.strftime("%Y-%m-%d"))
-
-
-async def _repeat(subject: Subject, missing: dict[str, str]) -> None:
-    if subject.system in missing:
-        return
-    try:
-        await subject.repeat()
-    except WorkerLost as lost:
-        missing[subject.system] = str(lost)
 
 
 async def run(arguments: argparse.Namespace, console: Console) -> list[Comparison]:
@@ -200,16 +207,13 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Compariso
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("all-reduce", total=len(left))
         for case in left:
-            remaining = end - time.monotonic()
-            if remaining <= 0:
+            if time.monotonic() >= end:
                 break
             progress.update(bar, description=case.name)
-            try:
-                async with asyncio.timeout(remaining):
-                    new = await compare(case, arguments.systems, arguments.repetitions)
-            except TimeoutError:
-                progress.console.print(f"{case.name}: not finished in time; call again")
-                break
+            new = await compare(case, arguments.systems, arguments.repetitions, end)
+            if not new.systems:
+                progress.console.print(f"{case.name}: {new.missing}")
+                continue
             found = merged(found, new)
             save(found, kept)
             progress.console.print(report.verdict(case, new))
@@ -219,7 +223,7 @@ async def run(arguments: argparse.Namespace, console: Console) -> list[Compariso
 
 async def first_byte(peers: int, console: Console) -> None:
     """From the start of a round to the first chunk that moves, the slowest of `peers`, connections kept."""
-    found = await compare(Case(codec="none", peers=peers, size=100_000), ["direct"], 7)
+    found = await compare(Case(codec="none", peers=peers, size=100_000), ["direct"], 7, time.monotonic() + 120)
     measured = found.systems.get("direct")
     if measured is None or measured.first_byte is None:
         raise SystemExit(f"not measured: {found.missing}")

@@ -105,7 +105,7 @@ def plot(found: Sequence[Comparison], path: Path) -> None:
         axes[1][column].set_xlabel("float32 values")
     axes[0][0].set_ylabel("seconds of a round")
     axes[1][0].set_ylabel("CPU-seconds a peer")
-    axes[0][-1].legend()
+    axes[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
