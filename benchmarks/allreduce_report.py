@@ -26,6 +26,7 @@ COLUMNS = (
     "x gloo's CPU",
     "memory / vector",
     "first byte ms",
+    "load before",
 )
 
 
@@ -58,6 +59,7 @@ def _numbers(one: Comparison, it: Measured, *, ours: bool) -> list[str]:
         _ratio(it.cpu, gloo and gloo.cpu),
         f"{it.memory / (4 * case.size):.2f}",
         "" if it.first_byte is None else f"{1000 * it.first_byte:.0f}",
+        f"{one.load:.1f}",
     ]
 
 
