@@ -240,8 +240,9 @@ result: for direct and libp2p with the check of the contribution, connections' g
 the all-reduce without its matchmaking. Processor seconds are those of the process trees, daemons included, in that time
 (for hivemind with the matchmaking). `wire` is counted at the loopback interface, `sockets` by the program; theory
 is 2(n-1)/n of the encoded vector. Memory is the peak of the first round beyond what was in use before (PSS), and of the
-vector's size. The load is the machine's before the case began, without our processes: above 1 it was doing other things,
-and ratios and processor seconds say more than seconds. All processes share the cores: with more than two the processor is what limits everybody.
+vector's size. The load is the machine's before the case began: above 1 it was doing other things, and ratios and
+processor seconds say more than seconds. All processes share the cores: with more processes than cores the processor is
+what limits everybody.
 """
 
 

@@ -68,7 +68,7 @@ class Measured:
     wire: float
     sockets: float | None
     cpu: float
-    memory: float
+    memory: float | None
     first_byte: float | None
     detail: dict[str, Any]
 

@@ -57,7 +57,7 @@ def _numbers(one: Comparison, it: Measured, *, ours: bool) -> list[str]:
         _ratio(it.sockets, theory, digits=3),
         f"{it.cpu:.3f}",
         _ratio(it.cpu, gloo and gloo.cpu),
-        f"{it.memory / (4 * case.size):.2f}",
+        _ratio(it.memory, 4 * case.size),
         "" if it.first_byte is None else f"{1000 * it.first_byte:.0f}",
         f"{one.load:.1f}",
     ]
@@ -122,5 +122,5 @@ def verdict(case: Case, found: Comparison) -> str:
     return (
         f"{case.name}: {_ratio(ours.seconds, gloo and gloo.seconds) or '?'} x gloo, hivemind takes "
         f"{_ratio(stock.seconds if stock else None, ours.seconds) or '?'} x ours, "
-        f"memory {ours.memory / (4 * case.size):.2f} x, wire {ours.wire / case.theory:.3f} x theory"
+        f"memory {_ratio(ours.memory, 4 * case.size)} x, wire {ours.wire / case.theory:.3f} x theory"
     )

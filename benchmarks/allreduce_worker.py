@@ -118,6 +118,7 @@ async def ours(order: Result) -> None:
     from distributed_training.averaging.peer import Peer, PeerConfig
     from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
 
+    values = vector(order)  # before anything is watched
     place = Path(order["folder"]) / f"identity-{order['rank']}"
     initial = tuple(order["initial_peers"])
     async with Peer(PeerConfig(host="127.0.0.1", port=0, identity_path=place, initial_peers=initial)) as peer:
@@ -127,7 +128,6 @@ async def ours(order: Result) -> None:
             Participant(**{**m, "addresses": tuple(m["addresses"])}, share=1.0, contributes=True) for m in group
         )
         known = {m.peer_id for m in members}
-        values = vector(order)
         direct = peer.direct if order["system"] == "direct" else None
         async with Averager(
             peer, uid=order["rank"], run_id="bench-000000000000", allow=known.__contains__, direct=direct
