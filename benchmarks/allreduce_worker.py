@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 Result = dict[str, Any]
 
@@ -35,45 +34,16 @@ def hear() -> Result:
 
 
 def vector(order: Result) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(order["rank"]).standard_normal(order["size"], dtype=np.float32)
-
-
-class Usage:
-    """Processor seconds and peak extra memory of this process and its children."""
-
-    def __init__(self) -> None:
-        """Memory counts from here on, what is kept between repetitions included; processor time from `reset` on."""
-        self._family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-        for process in self._family:
-            Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # the peak starts anew
-        self._memory = self._sum("VmRSS")
-        self.reset()
-
-    def reset(self) -> None:
-        self._seconds = self._cpu()
-
-    def read(self) -> Result:
-        return {"cpu": self._cpu() - self._seconds, "memory": self._sum("VmHWM") - self._memory}
-
-    def _cpu(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._family)
-
-    def _sum(self, field: str) -> int:
-        total = 0
-        for process in self._family:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-        return total
+    block = np.random.default_rng(order["rank"]).standard_normal(min(1 << 20, order["size"]), dtype=np.float32)
+    return np.resize(block, order["size"])
 
 
 def repeat(work: Callable[[Result], Result]) -> None:
     """One repetition for each line of input."""
-    usage = Usage()
     while order := hear():
-        usage.reset()
         began = time.perf_counter()
         result = work(order)
-        say({"seconds": time.perf_counter() - began, **usage.read(), **result})
+        say({"seconds": time.perf_counter() - began, **result})
 
 
 def gloo(order: Result) -> None:
@@ -101,6 +71,7 @@ def hivemind(order: Result) -> None:
     """The stock averager; its own time of the all-reduce, without matchmaking, is what counts."""
     import torch
     from hivemind import DHT, DecentralizedAverager
+    from hivemind.compression import Float16Compression, NoCompression
 
     torch.set_num_threads(1)
     taken = mp.Value("d", 0.0)
@@ -125,11 +96,13 @@ def hivemind(order: Result) -> None:
         min_matchmaking_time=1.0,
         request_timeout=2.0,
         allreduce_timeout=120.0,
+        compression=Float16Compression() if order["codec"] == "fp16" else NoCompression(),
     )
     say({"ready": [str(address) for address in dht.get_visible_maddrs()]})
 
     def work(_: Result) -> Result:
-        averager.step(timeout=180.0)
+        if averager.step(timeout=180.0) is None:
+            return {"failed": "no group was found"}
         return {"seconds": taken.value}
 
     try:
@@ -145,6 +118,7 @@ async def ours(order: Result) -> None:
     from distributed_training.averaging.peer import Peer, PeerConfig
     from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
 
+    values = vector(order)  # before anything is watched
     place = Path(order["folder"]) / f"identity-{order['rank']}"
     initial = tuple(order["initial_peers"])
     async with Peer(PeerConfig(host="127.0.0.1", port=0, identity_path=place, initial_peers=initial)) as peer:
@@ -154,12 +128,10 @@ async def ours(order: Result) -> None:
             Participant(**{**m, "addresses": tuple(m["addresses"])}, share=1.0, contributes=True) for m in group
         )
         known = {m.peer_id for m in members}
-        values = vector(order)
         direct = peer.direct if order["system"] == "direct" else None
         async with Averager(
             peer, uid=order["rank"], run_id="bench-000000000000", allow=known.__contains__, direct=direct
         ) as averager:
-            usage = Usage()
             while go := await asyncio.to_thread(hear):
                 plan = RoundPlan(
                     round_id=f"{go['go']:032x}",
@@ -173,17 +145,16 @@ async def ours(order: Result) -> None:
                     quorum=0.67,
                     max_weight=1.0,
                 )
-                usage.reset()
                 began = time.perf_counter()
                 outcome = (await averager.run(plan, values, 1.0)).outcome
                 seconds = time.perf_counter() - began
                 if not outcome.completed:
-                    raise RuntimeError(f"the round failed: {outcome.failures}")
+                    say({"failed": f"the round failed: {outcome.failures}"})
+                    continue
                 say(
                     {
                         "seconds": seconds,
-                        **usage.read(),
-                        "wire": sum(t.bytes_sent for t in outcome.transfers),
+                        "sockets": sum(t.bytes_sent for t in outcome.transfers),
                         "first_byte": outcome.first_byte,
                         "states": {state.value: s for state, s in outcome.seconds.items()},
                         "work": dataclasses.asdict(outcome.work),
@@ -194,6 +165,8 @@ async def ours(order: Result) -> None:
 
 def main() -> None:
     order = hear()
+    if not order:
+        return  # the others did not come up
     if order["system"] == "gloo":
         gloo(order)
     elif order["system"] == "hivemind":

@@ -34,11 +34,15 @@ from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducer import Reducer
 from distributed_training.averaging.robust import rule_named
+from distributed_training.averaging.sealed import FRAME
 from distributed_training.averaging.streams import Lane, Stream
 from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
 
+PIECE = FRAME  # bytes that are looked at, and hashed, at once
+
 Opener = Callable[[Link], Coroutine[Any, Any, Stream | None]]
+Take = Callable[[memoryview], None]
 
 
 class Exchange:
@@ -159,13 +163,17 @@ class Exchange:
         share = self.average[start:stop]
         digest = blake3.blake3()
         codec = self._codecs.average
-        room = _room_for(codec, min(self._plan.chunk, stop - start))
-        for low, high in chunks(stop - start, self._plan.chunk):
-            data = self._receive_values(link, lane, codec, share[low:high], room)
-            if as_it_lies(codec) and not all_within(share[low:high], codec.largest):  # else decoding has looked
+        lies = as_it_lies(codec)  # else decoding looks at the values
+
+        def take(piece: memoryview) -> None:
+            if lies and not all_within(np.frombuffer(piece, dtype=np.float32), codec.largest):
                 raise Fault("values that are not finite")
             with self.effort.spent("hash"):
-                digest.update(data)
+                digest.update(piece)
+
+        room = _room_for(codec, min(self._plan.chunk, stop - start))
+        for low, high in chunks(stop - start, self._plan.chunk):
+            self._receive_values(link, lane, codec, share[low:high], room, take)
         return digest.hexdigest()
 
     def _compare_weights(self, reducer: int, claimed: Mapping[int, float]) -> None:
@@ -247,15 +255,22 @@ class Exchange:
         if link.part_done:  # an auxiliary member, which sends none
             return
 
+        codec = self._codecs.parts
+        lies = as_it_lies(codec)
+
+        def take(piece: memoryview) -> None:
+            if lies:
+                self._require_carried(np.frombuffer(piece, dtype=np.float32))
+
         def work() -> None:
-            codec = self._codecs.parts
             low, high = reducer.chunks[0]
             room = _room_for(codec, high - low)
             for index in range(len(reducer.chunks)):
                 memory = reducer.buffer(index)
                 values = np.frombuffer(memory, dtype=np.float32)
-                self._receive_values(link, lane, codec, values, room)
-                self._require_carried(values)
+                self._receive_values(link, lane, codec, values, room, take)
+                if not lies:
+                    self._require_carried(values)
                 reducer.add(link.member.uid, index, memory)
 
         try:
@@ -299,18 +314,22 @@ class Exchange:
         finally:
             link.sending.end(lane.sent - before, moved)
 
-    def _receive_values(self, link: Link, lane: Lane, codec: Codec, values: Floats, room: memoryview) -> memoryview:
-        """The next chunk into `values` [n], by way of `room` unless the encoding is the memory; its encoded bytes."""
+    def _receive_values(
+        self, link: Link, lane: Lane, codec: Codec, values: Floats, room: memoryview, take: Take
+    ) -> None:
+        """The next chunk into `values` [n], by way of `room` unless the encoding is the memory."""
         in_place = as_it_lies(codec)
         data = octets(values) if in_place else room[: codec.encoded_size(values.size)]
-        self._receive_chunk(link, lane, data, values.size)
+        self._receive_chunk(link, lane, data, values.size, take)
         if not in_place:
             with self.effort.spent("decode"):
                 _decode_into(values, codec, data)
-        return data
 
-    def _receive_chunk(self, link: Link, lane: Lane, buffer: memoryview, values: int) -> None:
-        """The next chunk. Time counts from its length on: before, the other side may wait for third members."""
+    def _receive_chunk(self, link: Link, lane: Lane, buffer: memoryview, values: int, take: Take) -> None:
+        """The next chunk. Time counts from its length on: before, the other side may wait for third members.
+
+        `take` gets it piece by piece, each while it is still in a core's cache.
+        """
         before, moved = lane.received, 0
         prefix = bytearray(4)
         lane.receive_into(memoryview(prefix))
@@ -319,7 +338,10 @@ class Exchange:
             raise Fault(f"a chunk of {length} bytes where {len(buffer)} are due")
         link.receiving.begin()
         try:
-            lane.receive_into(buffer)
+            for start in range(0, length, PIECE):
+                piece = buffer[start : start + PIECE]
+                lane.receive_into(piece)
+                take(piece)
             moved = values
         finally:
             link.receiving.end(lane.received - before, moved)

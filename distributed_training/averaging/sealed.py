@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from distributed_training.averaging.tls import TLS_HEADER, TlsChannel, record_size
 from template.errors import AveragingError
 
-FRAME = 1 << 17  # bytes of content at most: stays in a core's cache on its way
+FRAME = 1 << 18  # bytes of content at most: stays in a core's cache on its way
 KEY = 16  # bytes
 SMALL = 4096  # bytes: what is sent or received in the event loop's own thread, as it blocks nobody
 _LENGTH = struct.Struct(">I")

@@ -104,7 +104,7 @@ def room_for(n: int, out: Floats | None) -> Floats:
 
 def within(values: Floats, limit: float) -> bool:
     """Whether all magnitudes are at most `limit`; false for NaN."""
-    return not values.size or bool(-limit <= values.min() and values.max() <= limit)
+    return not values.size or bool(-limit <= np.minimum.reduce(values) and np.maximum.reduce(values) <= limit)
 
 
 def require_within(values: Floats, limit: float) -> None:
