@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.hub.directory import DirectoryHub
+from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub
 from distributed_training.hub.huggingface import HuggingFaceHub
-from distributed_training.hub.huggingface_client import Timeouts
 from distributed_training.hub.retry import RetryPolicy
 from template.clock import Clock
 from template.config import Secret

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from distributed_training.hub.directory import DirectoryHub
+from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub, ModelTag
 from distributed_training.hub.huggingface import HuggingFaceHub
-from distributed_training.hub.huggingface_client import Timeouts
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.hub.retry import RetryPolicy
 from template.config import Secret
