@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from distributed_training.hub import files
@@ -61,6 +61,10 @@ class HuggingFaceHub:
         work = files.on_disk(self._publish(folder, tag))
         await announced(work, hub=self._url, tag=tag, telemetry=self._telemetry, clock=self._clock)
 
+    async def epochs(self) -> tuple[int, ...]:
+        refs = await self._attempts.read("refs", self._client.refs)
+        return tuple(sorted(refs.epochs))
+
     async def releases(self, newest: int | None = None) -> tuple[Release, ...]:
         refs = await self._attempts.read("refs", self._client.refs)
         epochs = sorted(refs.epochs)
@@ -73,6 +77,11 @@ class HuggingFaceHub:
 
     async def fetch(self, epoch: int, destination: Path) -> Release:
         return await files.on_disk(self._fetch(epoch, destination))
+
+    async def remove(self, epochs: Collection[int]) -> None:
+        """The tag goes; commits and large files stay in the repository's history (see README, "Old epochs")."""
+        for epoch in sorted(epochs):
+            await self._attempts.write(epoch, "untag", functools.partial(self._client.untag, epoch))
 
     async def _fetch(self, epoch: int, destination: Path) -> Release:
         files.require_new(destination)

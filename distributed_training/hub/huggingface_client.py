@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from distributed_training.hub.attempts import Transient
 from distributed_training.hub.card import card
 from distributed_training.hub.download import Body, Receiver, Timeouts
-from distributed_training.hub.hub import CARD, MANIFEST, FileDigest, Release, manifest_of, read_manifest
+from distributed_training.hub.hub import CARD, MANIFEST, FileDigest, Release, epoch_of, manifest_of, read_manifest
 from distributed_training.hub.retry import retry_after
 from template.clock import Clock
 from template.config import Secret
@@ -93,6 +93,10 @@ class HuggingFaceClient:
         """Tag a commit; false if the tag exists."""
         return self._call(self._create_tag, str(epoch), commit)
 
+    def untag(self, epoch: int) -> None:
+        """Delete a tag; that it is gone is fine."""
+        self._call(self._delete_tag, str(epoch))
+
     def small_file(self, commit: str, name: str) -> bytes:
         """A file of at most 1 MiB."""
         return self._call(self._small_file, commit, name)
@@ -104,7 +108,7 @@ class HuggingFaceClient:
     def _refs(self) -> Refs:
         found = self._api.list_repo_refs(self._repository)
         heads = {branch.name: branch.target_commit for branch in found.branches}
-        epochs = {int(tag.name): tag.target_commit for tag in found.tags if _is_epoch(tag.name)}
+        epochs = {epoch: tag.target_commit for tag in found.tags if (epoch := epoch_of(tag.name)) is not None}
         return Refs(head=heads.get("main"), epochs=epochs)
 
     def _commit(self, folder: Path, release: Release, parent: str | None) -> str:
@@ -129,6 +133,12 @@ class HuggingFaceClient:
                 raise
             return False
         return True
+
+    def _delete_tag(self, tag: str) -> None:
+        try:
+            self._api.delete_tag(self._repository, tag=tag)
+        except self._library.errors.RevisionNotFoundError:
+            return
 
     @contextmanager
     def _stream(self, commit: str, name: str, offset: int) -> Iterator[Body]:
@@ -198,10 +208,6 @@ class HuggingFaceClient:
         """One line, without the token."""
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return (self._token.scrub(text) if self._token else text)[:_REASON_CHARACTERS]
-
-
-def _is_epoch(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 @dataclass(frozen=True)

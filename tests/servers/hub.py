@@ -287,6 +287,13 @@ class _Handler(Handler):
         repository.tags[name] = commit.oid
         self.send({}, 201)
 
+    @route("DELETE", f"/api/models/{_REPO}/tag/(?P<tag>[^/]+)")
+    def untag(self, match: re.Match[str]) -> None:
+        repository = self.repository(match, write=True)
+        if repository.tags.pop(urllib.parse.unquote(match["tag"]), None) is None:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {match['tag']}")
+        self.send(b"")
+
     @route("GET", f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
     def resolve(self, match: re.Match[str]) -> None:
         commit = self.commit_of(self.repository(match), match)
