@@ -10,6 +10,7 @@ from distributed_training.hub.directory import DirectoryHub
 from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub
 from distributed_training.hub.huggingface import HuggingFaceHub
+from distributed_training.hub.retention import Retention
 from distributed_training.hub.retry import RetryPolicy
 from distributed_training.hub.s3 import S3Hub
 from distributed_training.hub.s3_client import S3Address
@@ -49,6 +50,8 @@ class HubConfig:
         "where the bucket can be read without credentials, if not at the S3 API", default=None
     )
     part_bytes: int = option("larger files go to a bucket in parts of so many bytes", default=64 << 20)
+    keep_last: int = option("how many of the newest epochs the hub keeps; 0 keeps every epoch", default=50)
+    keep_every: int = option("of older ones, those divisible by this are kept, too; 0 keeps none", default=50)
     tries: int = 6
     first_delay: float = 1.0
     longest_delay: float = 60.0
@@ -66,7 +69,7 @@ class HubConfig:
                 raise ConfigurationError(f"hub {name} {address!r} is not an http(s) address")
         if self.part_bytes < _LEAST_PART:
             raise ConfigurationError(f"hub part_bytes must be at least {_LEAST_PART}: S3 takes no smaller parts")
-        _ = self.retries, self.timeouts  # they check their values
+        _ = self.retries, self.timeouts, self.retention  # they check their values
 
     @property
     def retries(self) -> RetryPolicy:
@@ -76,6 +79,10 @@ class HubConfig:
             longest_delay=self.longest_delay,
             longest_retry_after=self.longest_retry_after,
         )
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(keep_last=self.keep_last, keep_every=self.keep_every)
 
     @property
     def timeouts(self) -> Timeouts:
