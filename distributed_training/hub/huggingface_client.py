@@ -34,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})  # 409, 412: somebody else's commit came between
+_DAMAGED = "BadDigest"  # the store of large files received other bytes than were sent
 _REASON_CHARACTERS = 300
 
 
@@ -188,7 +189,8 @@ class HuggingFaceClient:
 
     def _translate_status(self, error: Any, reason: str) -> Transient | HubError:
         status = error.response.status_code
-        if status in _TRANSIENT_STATUS or status >= 500:
+        damaged = status == 400 and _DAMAGED in error.response.text
+        if status in _TRANSIENT_STATUS or status >= 500 or damaged:
             return Transient(f"HTTP {status}: {reason}", retry_after(error.response.headers, self._clock.time()))
         whose = "the hub token" if self._token else "anonymous access (no hub token is set)"
         if isinstance(error, self._library.errors.RepositoryNotFoundError):

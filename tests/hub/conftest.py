@@ -164,14 +164,16 @@ def s3_server() -> Iterator[S3Server]:
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """Sets the credentials that boto3 finds: these, and none of this machine."""
 
-    def set_to(key: str | None, secret: str = KEY_SECRET) -> None:
+    def set_to(key: str | None, profile: str | None) -> None:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID"):
             monkeypatch.delenv(name, raising=False)
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             monkeypatch.setenv(name, str(tmp_path / "aws" / name))
         if key is not None:
             monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY_SECRET)
+        if profile is not None:
+            monkeypatch.setenv("AWS_PROFILE", profile)
 
     return set_to
 
@@ -182,13 +184,14 @@ def make_s3_hub(s3_server: S3Server, aws: Callable[..., None], telemetry: Teleme
 
     def make(
         key: str | None = KEY,
+        profile: str | None = None,
         bucket: str = "models",
         prefix: str = "org/nano",
         endpoint: str | None = None,
         public_url: str | None = None,
         timeouts: Timeouts | None = None,
     ) -> S3Hub:
-        aws(key)
+        aws(key, profile)
         address = S3Address(
             bucket=bucket, prefix=prefix, endpoint=endpoint or s3_server.url, region=None, public_url=public_url
         )

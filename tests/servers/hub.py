@@ -143,6 +143,8 @@ class _Handler(Handler):
         for role, method, pattern, function in ROUTES:
             match = pattern.fullmatch(self.path)
             if match and role == self.server.role and method == self.command.replace("HEAD", "GET"):
+                if self.command in ("GET", "HEAD"):  # outside the lock: a reader may be made to wait
+                    return function(self, match)
                 with self.server.hub.lock:
                     return function(self, match)
         raise Refusal(404, "NotFound", f"no route {self.path}")
@@ -214,7 +216,7 @@ class _Handler(Handler):
     @route("GET", f"/api/models/{_REPO}/refs")
     def refs(self, match: re.Match[str]) -> None:
         repository = self.repository(match)
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in tuple(repository.tags.items())]
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.main}
         self.send({"branches": [main], "tags": tags, "converts": []})
 
@@ -313,7 +315,7 @@ class _Handler(Handler):
     @route("PUT", "/objects/(?P<oid>[0-9a-f]{64})", role="storage")
     def put_object(self, match: re.Match[str]) -> None:
         if hashlib.sha256(self.raw).hexdigest() != match["oid"]:
-            raise Refusal(400, "BadDigest", "sha256 mismatch")
+            raise Refusal(400, "BadDigest", "BadDigest: the bytes do not have the sha256 that was stated")
         self.server.hub.objects[match["oid"]] = self.raw
         self.send(b"")
 
