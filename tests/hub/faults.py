@@ -92,10 +92,10 @@ def _flip(method: str, path: str) -> Fault:
 
 
 def _stall(method: str, path: str) -> Fault:
-    """Silence: before the answer, or in the middle of a large one."""
-    return Fault(
-        method, path, hold=threading.Event(), stall=1000 if path in ("^/objects/",) and method == "GET" else None
-    )
+    """Silence: in the middle of a download, else instead of an answer; the request is never carried out."""
+    if (method, path) in BYTES_DOWN.values():
+        return Fault(method, path, hold=threading.Event(), stall=1000)
+    return Fault(method, path, hold=threading.Event(), close="before")
 
 
 @dataclass(frozen=True, kw_only=True)

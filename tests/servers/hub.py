@@ -1,4 +1,4 @@
-"""A Hugging Face Hub for tests: model repositories over real sockets, with LFS, tokens and injected faults.
+"""A Hugging Face Hub for tests: model repositories over real sockets, with LFS, Xet, tokens and injected faults.
 
     with HubServer(tokens={"hf_writer": "write"}) as server:
         server.inject(Fault("POST", r"/commit/", status=500, times=2))
@@ -7,7 +7,10 @@
 
 Only what huggingface_hub calls for model repositories is there; anything else is answered with 404 and recorded in
 `requests`. LFS objects are served from a second port, as the real Hub serves them from another origin; a request that
-carries the token there is answered with 400. Xet is not offered: set HF_HUB_DISABLE_XET.
+carries the token there is answered with 400. With `xet`, a client that has hf_xet uploads and downloads through the
+store in `xet.py`; without, it must be told HF_HUB_DISABLE_XET=1, as a Hub without Xet is not foreseen by the library.
+
+    python -m tests.servers.hub [PORT]        # by hand, without Xet; the token hf_test may write
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ import base64
 import hashlib
 import json
 import re
+import sys
+import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from tests.servers.faults import Fault, Handler, Listener, Refusal, Request, State
+from tests.servers.faults import Fault, Handler, Listener, Refusal, Request, State, serve_until_interrupted
+from tests.servers.xet import Cas
 
 __all__ = ["Blob", "Commit", "Fault", "HubServer", "Repository", "Request"]
 
@@ -87,12 +93,13 @@ class Repository:
 class HubServer(State):
     """The state, its two ports, and the faults; `tokens` maps a token to the right it gives, `read` or `write`."""
 
-    def __init__(self, tokens: dict[str, str]) -> None:
+    def __init__(self, tokens: dict[str, str], xet: bool = False, port: int = 0) -> None:
         super().__init__()
         self.tokens = tokens
+        self.cas = Cas() if xet else None
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
-        self._listeners = [Listener(self, _Handler, "api"), Listener(self, _Handler, "storage")]
+        self._listeners = [Listener(self, _Handler, "api", port), Listener(self, _Handler, "storage")]
 
     @property
     def url(self) -> str:
@@ -130,6 +137,7 @@ def route(method: str, pattern: str, role: str = "api") -> Callable[[Route], Rou
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
+_HASH = r"(?P<hash>[0-9a-f]{64})"
 
 
 class _Handler(Handler):
@@ -154,14 +162,15 @@ class _Handler(Handler):
         self.send({"error": str(refusal)}, refusal.status, headers)
 
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
-        """The bytes asked for: all of them, or from `Range: bytes=N-` on."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        """The bytes asked for: all of them, or those of `Range: bytes=N-` or `bytes=N-M`."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not asked:
             return self.send(content, 200, headers)
         start, size = int(asked[1]), len(content)
         if start >= size:
             raise Refusal(416, "Range", "nothing there", {"Content-Range": f"bytes */{size}"})
-        return self.send(content[start:], 206, headers | {"Content-Range": f"bytes {start}-{size - 1}/{size}"})
+        last = min(int(asked[2]), size - 1) if asked[2] else size - 1
+        return self.send(content[start : last + 1], 206, headers | {"Content-Range": f"bytes {start}-{last}/{size}"})
 
     # -- rights
 
@@ -273,6 +282,10 @@ class _Handler(Handler):
         if key == "file":
             tree[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
         elif key == "lfsFile":
+            cas = self.server.hub.cas
+            stored = cas.content(value["oid"]) if cas else None
+            if stored is not None:
+                self.server.hub.objects[value["oid"]] = stored
             if value["oid"] not in self.server.hub.objects:
                 raise Refusal(400, "BadRequest", "LFS pointer pointed to a file that does not exist")
             tree[value["path"]] = Blob(self.server.hub.objects[value["oid"]], lfs=True)
@@ -307,10 +320,55 @@ class _Handler(Handler):
             return self.send_file(blob.content, headers | {"ETag": f'"{blob.oid}"'})
         headers |= {"ETag": f'"{blob.sha256}"', "X-Linked-ETag": f'"{blob.sha256}"'}
         headers |= {"X-Linked-Size": str(len(blob.content))}
+        hub: HubServer = self.server.hub
+        if hub.cas and blob.sha256 in hub.cas.by_sha256:
+            route = f"{hub.url}/api/models/{match['repo']}/xet-read-token/{commit.oid}"
+            headers |= {"X-Xet-Hash": hub.cas.by_sha256[blob.sha256], "X-Xet-Refresh-Route": route}
+            headers |= {"Link": f'<{route}>; rel="xet-auth"'}
         headers |= {"Location": f"{self.server.hub.storage_url}/objects/{blob.sha256}"}
         return self.send(b"", 302, headers)
 
+    @route("GET", f"/api/models/{_REPO}/xet-(?P<right>read|write)-token/(?P<revision>[^/]+)")
+    def xet_token(self, match: re.Match[str]) -> None:
+        """Access to the store of chunks, for an hour."""
+        self.repository(match, write=match["right"] == "write")
+        hub, until = self.server.hub, int(time.time()) + 3600
+        if hub.cas is None:
+            raise Refusal(404, "NotFound", "no Xet here")
+        headers = {"X-Xet-Cas-Url": f"{hub.storage_url}/cas", "X-Xet-Access-Token": "xet"}
+        headers |= {"X-Xet-Token-Expiration": str(until)}
+        self.send({"accessToken": "xet", "exp": until, "casUrl": f"{hub.storage_url}/cas"}, 200, headers)
+
     # -- the other origin
+
+    @route("POST", f"/cas/v1/xorbs/default/{_HASH}", role="storage")
+    def put_xorb(self, match: re.Match[str]) -> None:
+        new = match["hash"] not in self.server.hub.cas.xorbs
+        self.server.hub.cas.xorbs[match["hash"]] = self.raw
+        self.send({"was_inserted": new})
+
+    @route("POST", "/cas/v1/shards", role="storage")
+    def put_shard(self, match: re.Match[str]) -> None:
+        self.server.hub.cas.add_shard(self.raw)
+        self.send({"result": 1})
+
+    @route("POST", "(/cas)?/v1/telemetry", role="storage")
+    def telemetry(self, match: re.Match[str]) -> None:
+        self.send({})
+
+    @route("GET", f"/cas/v1/reconstructions/{_HASH}", role="storage")
+    def reconstruction(self, match: re.Match[str]) -> None:
+        cas: Cas = self.server.hub.cas
+        if match["hash"] not in cas.files:
+            raise Refusal(404, "NotFound", "no such file")
+        found = cas.reconstruction(match["hash"], self.headers.get("Range"), self.server.hub.storage_url)
+        if found is None:
+            raise Refusal(416, "Range", "nothing there")
+        self.send(found)
+
+    @route("GET", f"/xorbs/{_HASH}", role="storage")
+    def xorb(self, match: re.Match[str]) -> None:
+        self.send_file(self.server.hub.cas.xorbs[match["hash"]], {"Accept-Ranges": "bytes"})
 
     @route("PUT", "/objects/(?P<oid>[0-9a-f]{64})", role="storage")
     def put_object(self, match: re.Match[str]) -> None:
@@ -350,3 +408,14 @@ def _upload_mode(file: dict[str, Any], held: Blob | None) -> dict[str, Any]:
     if held:
         answer["oid"] = held.sha256 if held.lfs else held.oid
     return answer
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    with HubServer(tokens={"hf_test": "write"}, port=port) as server:
+        serve_until_interrupted(server.url)
+
+
+if __name__ == "__main__":
+    main()
