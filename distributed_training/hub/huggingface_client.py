@@ -175,8 +175,10 @@ class HuggingFaceClient:
             return self._translate_status(root, reason)
         if isinstance(root, self._library.errors.OfflineModeIsEnabled):
             return HubError("the hub cannot be reached in offline mode: unset HF_HUB_OFFLINE")
-        # RuntimeError without a cause comes from the Xet transfer, a JSON error from a proxy's HTML page
-        if isinstance(root, (self._http.RequestError, json.JSONDecodeError, RuntimeError)):
+        # RuntimeError without a cause and Python's own ConnectionError come from the Xet transfer
+        if isinstance(root, (RuntimeError, ConnectionError, TimeoutError)):
+            return Transient(f"{self._api.endpoint}: {reason} (HF_HUB_DISABLE_XET=1 uploads without Xet)")
+        if isinstance(root, (self._http.RequestError, json.JSONDecodeError)):  # or the HTML page of a proxy
             return Transient(f"{self._api.endpoint}: {reason}")
         return HubError(f"{self._repository}: {reason}")
 

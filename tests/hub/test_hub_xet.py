@@ -12,7 +12,7 @@ import pytest
 
 from tests.hub import faults
 from tests.hub.conftest import MakeHuggingFaceHub, library_warns
-from tests.servers.hub import HubServer, Repository
+from tests.servers.hub import Fault, HubServer, Repository
 
 pytestmark = [library_warns, pytest.mark.integration]
 
@@ -56,6 +56,16 @@ async def test_what_goes_up_by_xet_comes_down_by_xet_and_over_http(
     for copy in (tmp_path / "got", Path(got.stdout.split()[-1])):
         for path in folder.iterdir():
             assert (copy / path.name).read_bytes() == path.read_bytes()
+
+
+async def test_a_store_that_turns_xet_down_says_how_to_do_without(server: HubServer, tmp_path: Path) -> None:
+    """The last line of the error names the setting, and nothing is tagged."""
+    server.inject(Fault("POST", "/cas/v1/xorbs/", status=403, times=99))
+    done = upload(server, tmp_path / "hf", faults.model(tmp_path / "model"))
+    assert done.returncode == 1
+    assert "HubUnavailable" in done.stderr.splitlines()[-1]
+    assert "HF_HUB_DISABLE_XET=1 uploads without Xet" in done.stderr.splitlines()[-1]
+    assert server.repositories[faults.REPOSITORY].tags == {}
 
 
 async def test_xet_can_be_turned_off(server: HubServer, tmp_path: Path) -> None:
