@@ -173,8 +173,15 @@ def test_an_unknown_url_is_refused_with_the_remedy(url: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"tries": 0}, {"first_delay": 0.0}, {"idle_timeout": 0.0}, {"endpoint": "huggingface.co"}, {"keep_last": 1}]
-    + [{"part_bytes": 1 << 20}, {"public_url": "models.example.com"}],
+    [
+        {"tries": 0},
+        {"first_delay": 0.0},
+        {"idle_timeout": 0.0},
+        {"endpoint": "huggingface.co"},
+        {"keep_last": 1},
+        {"part_bytes": 1 << 20},
+        {"public_url": "models.example.com"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     """At once, not at the first publication."""
