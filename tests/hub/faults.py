@@ -115,7 +115,7 @@ class Cell:
 
 
 def config_of(kind: Kind, url: str) -> HubConfig:
-    """Four tries close together, and half a second of silence at most."""
+    """Four tries close together, and a second of silence at most."""
     return HubConfig(
         url=f"hf://{REPOSITORY}" if kind == "huggingface" else f"s3://models/{REPOSITORY}",
         endpoint=url,
@@ -124,7 +124,7 @@ def config_of(kind: Kind, url: str) -> HubConfig:
         first_delay=0.02,
         longest_delay=0.05,
         connect_timeout=2,
-        idle_timeout=0.5,
+        idle_timeout=1.0,
         call_timeout=20,
         download_timeout=20,
     )
@@ -148,11 +148,11 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self.server.__exit__(None, None, None)
 
-    def hub(self, sink: MemorySink) -> Hub:
-        clock = SystemClock()
-        return build_hub(
-            config_of(self.kind, self.server.url), token=Secret(TOKEN), telemetry=Telemetry([sink], clock), clock=clock
-        )
+    def hub(self, sink: MemorySink, *, patient: bool = False) -> Hub:
+        """A client; a patient one does not take a busy machine for a silent server."""
+        clock, config = SystemClock(), config_of(self.kind, self.server.url)
+        config = replace(config, idle_timeout=20.0) if patient else config
+        return build_hub(config, token=Secret(TOKEN), telemetry=Telemetry([sink], clock), clock=clock)
 
 
 def model(folder: Path, seed: int = 0) -> Path:
@@ -191,7 +191,7 @@ def run(kind: Kind, way: Way, case: Case, place: str, where: tuple[str, str], ti
     with tempfile.TemporaryDirectory() as name, Bench(kind, Path(name)) as bench:
         folder, sink, started = model(Path(name) / "model"), MemorySink(), time.monotonic()
         if way == "download":
-            asyncio.run(bench.hub(MemorySink()).publish(folder, tag_of()))
+            asyncio.run(bench.hub(MemorySink(), patient=True).publish(folder, tag_of()))
         fault = replace(case.fault(*where), times=times)
         bench.server.inject(fault)
         outcome = asyncio.run(_act(bench, way, folder, sink))
@@ -242,7 +242,7 @@ async def _promises(bench: Bench, way: Way, folder: Path, outcome: str, kinds: l
 
 async def _whole(bench: Bench, way: Way, folder: Path, outcome: str) -> str | None:
     """What a reader sees now is whole or nothing, and the same call now succeeds."""
-    hub = bench.hub(MemorySink())
+    hub = bench.hub(MemorySink(), patient=True)
     seen = await hub.epochs()
     if way == "upload" and outcome == "ok" and seen != (EPOCH,):
         return "published, and nobody can see it"
@@ -287,7 +287,7 @@ def kill_uploader(kind: Kind, moment: str) -> Cell:
         bench.server.heal()
         broken = None if reached else "the moment never came"
         sink = MemorySink()
-        hub = bench.hub(sink)
+        hub = bench.hub(sink, patient=True)
         seen = asyncio.run(hub.epochs())
         broken = broken or (f"{seen} can be seen though the uploader is dead" if seen else None)
         broken = broken or asyncio.run(_whole(bench, "upload", folder, "killed"))
