@@ -20,9 +20,11 @@ from distributed_training.hub.hub import (
     CARD,
     MANIFEST,
     MANIFEST_BYTES,
+    Accept,
     ModelTag,
     Publication,
     Release,
+    anything,
     epoch_of,
     manifest_of,
     read_manifest,
@@ -58,8 +60,8 @@ class DirectoryHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await self._in_thread(lambda: self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await self._in_thread(lambda: self._fetch(epoch, destination, accept))
 
     async def remove(self, epochs: Collection[int]) -> None:
         for epoch in sorted(epochs):
@@ -114,12 +116,13 @@ class DirectoryHub:
             except FileNotFoundError:
                 return  # another remover was faster
 
-    def _fetch(self, epoch: int, destination: Path) -> Release:
+    def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)
         if epoch not in self._epochs():
             raise NotPublished(f"epoch {epoch} is not in {self._root}")
         release = self._read(epoch)
         source = self._root / str(epoch)
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             for file in release.files:

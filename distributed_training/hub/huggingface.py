@@ -18,7 +18,18 @@ from distributed_training.hub import files
 from distributed_training.hub.attempts import Attempts
 from distributed_training.hub.download import Timeouts
 from distributed_training.hub.events import announced
-from distributed_training.hub.hub import CARD, MANIFEST, ModelTag, Publication, Release, release_of, same_state, settle
+from distributed_training.hub.hub import (
+    CARD,
+    MANIFEST,
+    Accept,
+    ModelTag,
+    Publication,
+    Release,
+    anything,
+    release_of,
+    same_state,
+    settle,
+)
 from distributed_training.hub.huggingface_client import HuggingFaceClient, Refs, RepositoryMissing
 from distributed_training.hub.retry import RetryPolicy
 from template.clock import Clock
@@ -75,20 +86,21 @@ class HuggingFaceHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await files.on_disk(self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await files.on_disk(self._fetch(epoch, destination, accept))
 
     async def remove(self, epochs: Collection[int]) -> None:
         """The tag goes; commits and large files stay in the repository's history (see README, "Old epochs")."""
         for epoch in sorted(epochs):
             await self._attempts.write(epoch, "untag", functools.partial(self._client.untag, epoch))
 
-    async def _fetch(self, epoch: int, destination: Path) -> Release:
+    async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)
         refs = await self._attempts.read("refs", self._client.refs)
         if epoch not in refs.epochs:
             raise NotPublished(f"epoch {epoch} is not on {self._url}")
         release = await self._release(refs, epoch)
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             await self._download(refs.epochs[epoch], release, draft)

@@ -28,10 +28,12 @@ from distributed_training.hub.events import IndexNotWritten, announced
 from distributed_training.hub.hub import (
     CARD,
     MANIFEST,
+    Accept,
     FileDigest,
     ModelTag,
     Publication,
     Release,
+    anything,
     epoch_of,
     manifest_of,
     read_manifest,
@@ -94,8 +96,8 @@ class S3Hub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await files.on_disk(self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await files.on_disk(self._fetch(epoch, destination, accept))
 
     async def remove(self, epochs: Collection[int]) -> None:
         for epoch in sorted(epochs):
@@ -204,9 +206,10 @@ class S3Hub:
 
     # -- fetching
 
-    async def _fetch(self, epoch: int, destination: Path) -> Release:
+    async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)
         release = await self._published(epoch)
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             for file in release.files:
