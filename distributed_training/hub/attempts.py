@@ -14,7 +14,7 @@ from typing import TypeVar
 from distributed_training.hub.events import PublishRetried, ReadRetried
 from distributed_training.hub.retry import RetryPolicy
 from template.clock import Clock
-from template.errors import HubUnavailable
+from template.errors import HubError, HubUnavailable
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
@@ -60,6 +60,15 @@ class Attempts:
     async def write(self, epoch: int, step: str, call: Callable[[], T]) -> T:
         """A step of publishing or removing the release of `epoch`; raises as `read` does."""
         return await self._try(step, call, functools.partial(self._write_retried, epoch), self._call_seconds)
+
+    async def once(self, call: Callable[[], T]) -> T | None:
+        """One try after a step has failed for good, to find out or to tidy; None if it fails, too: that step's error
+        is the one to tell.
+        """
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(call), self._call_seconds)
+        except (Transient, HubError, TimeoutError):
+            return None
 
     def _read_retried(self, step: str, tried: int, delay: float, reason: str) -> Event:
         return ReadRetried(hub=self._url, step=step, tried=tried, delay=delay, reason=reason)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -358,7 +359,12 @@ class S3Client:
 
 
 def _local_session(boto3: Any) -> Any:
-    """A session that knows the credentials of environment and profile, and asks no metadata service for others."""
+    """A session that knows the credentials of environment and profile, and asks no metadata service for others.
+
+    At level DEBUG its library would write signatures and session tokens to a neuron's log.
+    """
+    library = logging.getLogger("botocore")
+    library.setLevel(max(library.level, logging.INFO))
     session = boto3.session.Session()
     providers = session._session.get_component("credential_provider")
     for service in ("container-role", "iam-role"):
