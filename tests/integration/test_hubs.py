@@ -99,12 +99,15 @@ def loss_of(source: str, revision: str, run: Path, environment: dict[str, str]) 
     return float(done.stdout.split()[-1])
 
 
-def test_models_on_a_hugging_face_hub_load_by_their_tag(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_models_on_a_hugging_face_hub_load_by_their_tag(run: Path, tmp_path: Path, xet: bool) -> None:
     """Tags 1..n, a card each, and `from_pretrained(repo, revision="n")` gives the loss that was recorded."""
-    with HubServer(tokens={TOKEN: "write"}) as server:
-        library = {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url}
+    with HubServer(tokens={TOKEN: "write"}, xet=xet) as server:
+        library = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url}
+        library |= {"HF_HUB_DISABLE_XET": "0" if xet else "1"}
         secrets = {"DT_SECRET_TOKEN": TOKEN, **library}
         localnet(run, tmp_path / "net", "hf://org/tiny", server.url, secrets)
+        assert (server.asked("POST", "/cas/v1/xorbs/") > 0, server.asked("PUT", "/objects/") > 0) == (xet, not xet)
         repository = server.repositories["org/tiny"]
         assert set(repository.tags) >= {str(epoch) for epoch in range(1, EPOCHS + 1)}
         for epoch in range(1, EPOCHS + 1):
