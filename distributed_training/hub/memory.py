@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from distributed_training.hub import files
@@ -11,10 +12,12 @@ from distributed_training.hub.events import announced
 from distributed_training.hub.hub import (
     CARD,
     MANIFEST,
+    Accept,
     FileDigest,
     ModelTag,
     Publication,
     Release,
+    anything,
     manifest_of,
     release_of,
     settle,
@@ -37,6 +40,10 @@ class MemoryHub:
         work = files.on_disk(self._publish(folder, tag))
         await announced(work, hub="memory", tag=tag, telemetry=self._telemetry, clock=self._clock)
 
+    async def epochs(self) -> tuple[int, ...]:
+        self._require_reachable()
+        return tuple(sorted(self._held))
+
     async def releases(self, newest: int | None = None) -> tuple[Release, ...]:
         self._require_reachable()
         found = tuple(self._held[epoch][0] for epoch in sorted(self._held))
@@ -46,15 +53,21 @@ class MemoryHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await files.on_disk(self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await files.on_disk(self._fetch(epoch, destination, accept))
 
-    async def _fetch(self, epoch: int, destination: Path) -> Release:
+    async def remove(self, epochs: Collection[int]) -> None:
+        self._require_reachable()
+        for epoch in epochs:
+            self._held.pop(epoch, None)
+
+    async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         self._require_reachable()
         files.require_new(destination)
         if epoch not in self._held:
             raise NotPublished(f"epoch {epoch} is not in memory")
         release, contents = self._held[epoch]
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             for name, content in contents.items():

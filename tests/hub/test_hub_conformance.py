@@ -1,4 +1,4 @@
-"""What every hub does: the contract of `distributed_training.hub.hub.Hub`, on all three implementations."""
+"""What every hub does: the contract of `distributed_training.hub.hub.Hub`, on all four implementations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training.hub.hub import CARD, MANIFEST, Hub, manifest_of
-from template.errors import HubError, NotPublished, TagConflict
+from distributed_training.hub.hub import CARD, MANIFEST, Hub, Release, manifest_of
+from template.errors import HubError, NotPublished, StateMismatch, TagConflict
 from template.telemetry import MemorySink
 from tests.hub.conftest import MakeFolder, MakeTag, library_warns
 
@@ -22,6 +22,7 @@ async def test_an_empty_hub_has_no_release(hub: Hub, tmp_path: Path) -> None:
     """Nothing published means no releases, no latest one, and nothing to fetch."""
     assert await hub.releases() == ()
     assert await hub.latest() is None
+    assert await hub.epochs() == ()
     with pytest.raises(NotPublished, match="epoch 3"):
         await hub.fetch(3, tmp_path / "got")
     assert not (tmp_path / "got").exists()
@@ -65,6 +66,25 @@ async def test_releases_come_in_order_of_epoch(hub: Hub, make_folder: MakeFolder
     latest = await hub.latest()
     assert latest is not None
     assert latest.epoch == 10
+
+
+async def test_what_is_removed_is_gone_and_the_rest_stays(
+    hub: Hub, make_folder: MakeFolder, make_tag: MakeTag, tmp_path: Path
+) -> None:
+    """A removed epoch cannot be seen or fetched; the others are whole; removing it again is fine."""
+    for epoch in (1, 2, 3):
+        await hub.publish(make_folder(epoch), make_tag(epoch))
+    assert await hub.epochs() == (1, 2, 3)
+    await hub.remove([2, 1])
+    await hub.remove([1])
+    assert await hub.epochs() == (3,)
+    assert [release.epoch for release in await hub.releases()] == [3]
+    with pytest.raises(NotPublished):
+        await hub.fetch(1, tmp_path / "gone")
+    await hub.fetch(3, tmp_path / "got")
+    assert (tmp_path / "got" / "model.safetensors").read_bytes() == (
+        tmp_path / "model-3" / "model.safetensors"
+    ).read_bytes()
 
 
 async def test_publishing_the_same_state_again_changes_nothing(
@@ -173,3 +193,20 @@ async def test_a_folder_that_is_no_release_is_refused(
     with pytest.raises(HubError, match="publish"):
         await hub.publish(folder, make_tag())
     assert await hub.releases() == ()
+
+
+async def test_a_release_that_is_not_accepted_is_not_downloaded(
+    hub: Hub, make_folder: MakeFolder, make_tag: MakeTag, tmp_path: Path
+) -> None:
+    """The caller sees what was stated first; what it raises comes back, and nothing is on the disk."""
+    await hub.publish(make_folder(), make_tag())
+    seen: list[str] = []
+
+    def refuse(release: Release) -> None:
+        seen.append(release.state_hash)
+        raise StateMismatch("not the right one")
+
+    with pytest.raises(StateMismatch, match="not the right one"):
+        await hub.fetch(7, tmp_path / "deep" / "got", refuse)
+    assert seen == ["a" * 64]
+    assert not (tmp_path / "deep").exists()

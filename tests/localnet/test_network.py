@@ -40,6 +40,19 @@ def test_a_folder_is_continued_only_by_what_made_it(tmp_path: Path) -> None:
         open_network(tmp_path / "net", TINY, 3, 1, ()).prepare()
 
 
+def test_a_hub_elsewhere_is_named_to_every_neuron(tmp_path: Path) -> None:
+    """With its address, which may be another one the next time; another hub is another localnet."""
+    network = open_network(tmp_path / "net", TINY, 1, 1, (), "s3://models/tiny", "http://127.0.0.1:9000")
+    network.prepare()
+    for command in network.commands(until_epoch=1):
+        at = command.arguments.index("--hub.url")
+        assert command.arguments[at + 1] == "s3://models/tiny"
+        assert command.arguments[command.arguments.index("--hub.endpoint") + 1] == "http://127.0.0.1:9000"
+    open_network(tmp_path / "net", TINY, 1, 1, (), "s3://models/tiny", "http://127.0.0.1:9001").prepare()
+    with pytest.raises(ConfigurationError, match="other miners, validators, hub or run file"):
+        open_network(tmp_path / "net", TINY, 1, 1, ()).prepare()
+
+
 def test_only_a_localnet_is_deleted(tmp_path: Path) -> None:
     """--fresh never deletes a folder with something else in it."""
     precious = tmp_path / "home"

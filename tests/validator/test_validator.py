@@ -16,6 +16,7 @@ from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.hub.memory import MemoryHub
+from distributed_training.hub.retention import Retention
 from distributed_training.node import EndedRound
 from distributed_training.protocol import Deadlines, Failure
 from distributed_training.schedule import Exclusion
@@ -70,6 +71,7 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
             config=neuron.engine.architecture,
             folder=net.folder,
             hub=hub,
+            retention=Retention(keep_last=3, keep_every=4),
             held_out=net.loader.held_out(),
             telemetry=telemetry,
         ),
