@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from distributed_training.averaging.state_transfer import StateFile, StateOffer, describe
-from distributed_training.engine.checkpoint import state_folder
+from distributed_training.averaging.state_transfer import StateOffer
+from distributed_training.engine.checkpoint import state_folder, take_state
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NotSaved
+from distributed_training.model.chunks import Chunks
+from distributed_training.model.files import read_manifest
 from template.errors import StateError
 from template.telemetry import Telemetry
 
@@ -18,7 +22,7 @@ KEPT_OFFERS = 2
 
 
 class Keeper:
-    """Saves in the worker's thread; digests of a state are computed once, when it is first saved."""
+    """Saves in the worker's thread. An offer's digests are those that the state's hash was made of."""
 
     def __init__(self, folder: Path, worker: TrainingWorker, telemetry: Telemetry) -> None:
         self._folder = folder
@@ -33,14 +37,24 @@ class Keeper:
         except StateError as error:
             self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
 
+    async def keep_received(self, source: Path) -> None:
+        """Keep the state that was adopted from the folder `source`, by moving it; tells what `keep` tells."""
+        try:
+            await self._offered(functools.partial(self._take, source))
+        except StateError as error:
+            self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
+
     async def save(self) -> None:
         """Write state and progress as they are at the next micro-batch boundary.
 
         Raises:
             StateError: the disk does not take it; what was saved before is still there.
         """
+        await self._offered(self._save)
+
+    async def _offered(self, save: Callable[[Engine], tuple[int, StateOffer]]) -> None:
         try:
-            epoch, offer = await self._worker.run(self._save)
+            epoch, offer = await self._worker.run(save)
         except (OSError, SafetensorError) as error:
             raise StateError(f"the checkpoint cannot be written to {self._folder}: {error}; free some space") from error
         self._offers.pop(epoch, None)
@@ -57,15 +71,14 @@ class Keeper:
         offer = self._offers.get(epoch)
         return offer if offer is not None and self.folder(epoch) is not None else None
 
+    def _take(self, source: Path, engine: Engine) -> tuple[int, StateOffer]:
+        if read_manifest(source).state_hash == engine.state_hash:  # else a round has moved the engine on meanwhile
+            take_state(self._folder, source, engine.epoch)
+        return self._save(engine)
+
     def _save(self, engine: Engine) -> tuple[int, StateOffer]:
         engine.save(self._folder)
-        known = self._offers.get(engine.epoch)
-        if known is not None and known.state_hash == engine.state_hash:
-            return engine.epoch, known
-        folder = self.folder(engine.epoch)
+        state, folder = engine.state, self.folder(engine.epoch)
         assert folder is not None, "it was just saved"
-        return engine.epoch, StateOffer(state_hash=engine.state_hash, files=_described(folder))
-
-
-def _described(folder: Path) -> tuple[StateFile, ...]:
-    return tuple(describe(path.name, path) for path in sorted(folder.iterdir()))
+        chunks = Chunks.of(state.layout, state.optimizer)
+        return state.epoch, StateOffer(state_hash=state.hash, folder=folder, chunks=chunks, digests=state.digests)

@@ -19,9 +19,11 @@ from distributed_training.hub.hub import (
     CARD,
     MANIFEST,
     MANIFEST_BYTES,
+    Accept,
     ModelTag,
     Publication,
     Release,
+    anything,
     manifest_of,
     read_manifest,
     release_of,
@@ -53,8 +55,8 @@ class DirectoryHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await self._in_thread(lambda: self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await self._in_thread(lambda: self._fetch(epoch, destination, accept))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run file work off the event loop. A disk is not tried twice: what it refuses it refuses again."""
@@ -95,12 +97,13 @@ class DirectoryHub:
                 return settle(self._read(tag.epoch), tag)  # another publisher was faster
         return Publication(release=release, new=True)
 
-    def _fetch(self, epoch: int, destination: Path) -> Release:
+    def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)
         if epoch not in self._epochs():
             raise NotPublished(f"epoch {epoch} is not in {self._root}")
         release = self._read(epoch)
         source = self._root / str(epoch)
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             for file in release.files:

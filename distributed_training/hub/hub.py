@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -111,6 +112,13 @@ class Publication:
     new: bool
 
 
+Accept = Callable[[Release], None]
+
+
+def anything(_: Release) -> None:
+    """Accepts every release."""
+
+
 class Hub(Protocol):
     """Keeps the releases of one run, one for each epoch. A release never changes once it can be seen."""
 
@@ -138,10 +146,11 @@ class Hub(Protocol):
     async def latest(self) -> Release | None:
         """The release of the highest epoch, None if there is none. Raises as `releases` does."""
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
         """Download a release into the new folder `destination`: all its files, README.md and release.json.
 
-        Every file is checked against release.json; the folder appears complete and verified, or not at all.
+        Every file is checked against release.json; the folder appears complete and verified, or not at all. `accept`
+        sees what release.json says before anything else is downloaded; what it raises goes on to the caller.
 
         Raises:
             NotPublished: there is no release of that epoch (yet).

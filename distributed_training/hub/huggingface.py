@@ -17,7 +17,18 @@ from typing import TypeVar
 
 from distributed_training.hub import files
 from distributed_training.hub.events import PublishRetried, ReadRetried, announced
-from distributed_training.hub.hub import CARD, MANIFEST, ModelTag, Publication, Release, release_of, same_state, settle
+from distributed_training.hub.hub import (
+    CARD,
+    MANIFEST,
+    Accept,
+    ModelTag,
+    Publication,
+    Release,
+    anything,
+    release_of,
+    same_state,
+    settle,
+)
 from distributed_training.hub.huggingface_client import HuggingFaceClient, Refs, RepositoryMissing, Timeouts, Transient
 from distributed_training.hub.retry import RetryPolicy
 from template.clock import Clock
@@ -73,15 +84,16 @@ class HuggingFaceHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await files.on_disk(self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await files.on_disk(self._fetch(epoch, destination, accept))
 
-    async def _fetch(self, epoch: int, destination: Path) -> Release:
+    async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)
         refs = await self._read("refs", self._client.refs)
         if epoch not in refs.epochs:
             raise NotPublished(f"epoch {epoch} is not on {self._url}")
         release = await self._release(refs, epoch)
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             await self._download(refs.epochs[epoch], release, draft)

@@ -11,10 +11,12 @@ from distributed_training.hub.events import announced
 from distributed_training.hub.hub import (
     CARD,
     MANIFEST,
+    Accept,
     FileDigest,
     ModelTag,
     Publication,
     Release,
+    anything,
     manifest_of,
     release_of,
     settle,
@@ -46,15 +48,16 @@ class MemoryHub:
         found = await self.releases(newest=1)
         return found[0] if found else None
 
-    async def fetch(self, epoch: int, destination: Path) -> Release:
-        return await files.on_disk(self._fetch(epoch, destination))
+    async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
+        return await files.on_disk(self._fetch(epoch, destination, accept))
 
-    async def _fetch(self, epoch: int, destination: Path) -> Release:
+    async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         self._require_reachable()
         files.require_new(destination)
         if epoch not in self._held:
             raise NotPublished(f"epoch {epoch} is not in memory")
         release, contents = self._held[epoch]
+        accept(release)
         with files.draft(destination.parent, "fetch") as draft:
             files.require_space(release, draft)
             for name, content in contents.items():
