@@ -133,8 +133,16 @@ class StateServer:
         elif len(self._readers.keys() | {stream.peer_id}) > self._config.readers:
             await self._refuse(stream, "busy")
         else:
-            with self._place(stream), ChunkReader.open(offer.folder, offer.chunks) as reader:
-                await self._send(stream, offer, reader)
+            await self._serve_offer(stream, offer)
+
+    async def _serve_offer(self, stream: Stream, offer: StateOffer) -> None:
+        try:
+            opened = ChunkReader.open(offer.folder, offer.chunks)
+        except FileNotFoundError:  # the run has just moved on
+            await self._refuse(stream, "unknown")
+            return
+        with opened as reader, self._place(stream):
+            await self._send(stream, offer, reader)
 
     async def _refuse(self, stream: Stream, code: Literal["busy", "unknown"]) -> None:
         async with asyncio.timeout(self._config.request_seconds):

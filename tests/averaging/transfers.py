@@ -81,12 +81,14 @@ class Hostile:
     kind: str
     offer: StateOffer
     good: int = 0
+    pause: float = 0.0  # seconds before each of them
 
     async def serve(self, stream: Stream) -> None:
         await read_message(stream, StateRequest, MAX_FRAME)
         await self._promise(stream)
         with ChunkReader.open(self.offer.folder, self.offer.chunks) as reader:
             for _ in range(self.good):
+                await asyncio.sleep(self.pause)
                 await stream.write(reader.read(await read_chunk_number(stream)))
             await self._betray(stream, reader.read(await read_chunk_number(stream)))
 
@@ -122,8 +124,10 @@ class Hostile:
 
 
 @asynccontextmanager
-async def hostile(transport: Transport, kind: str, offer: StateOffer, good: int = 0) -> AsyncIterator[None]:
-    await transport.serve(PROTOCOL, Hostile(kind, offer, good).serve)
+async def hostile(
+    transport: Transport, kind: str, offer: StateOffer, good: int = 0, pause: float = 0.0
+) -> AsyncIterator[None]:
+    await transport.serve(PROTOCOL, Hostile(kind, offer, good, pause).serve)
     try:
         yield
     finally:
