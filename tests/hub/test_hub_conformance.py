@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training.hub.hub import CARD, MANIFEST, Hub, manifest_of
-from template.errors import HubError, NotPublished, TagConflict
+from distributed_training.hub.hub import CARD, MANIFEST, Hub, Release, manifest_of
+from template.errors import HubError, NotPublished, StateMismatch, TagConflict
 from template.telemetry import MemorySink
 from tests.hub.conftest import MakeFolder, MakeTag, library_warns
 
@@ -173,3 +173,20 @@ async def test_a_folder_that_is_no_release_is_refused(
     with pytest.raises(HubError, match="publish"):
         await hub.publish(folder, make_tag())
     assert await hub.releases() == ()
+
+
+async def test_a_release_that_is_not_accepted_is_not_downloaded(
+    hub: Hub, make_folder: MakeFolder, make_tag: MakeTag, tmp_path: Path
+) -> None:
+    """The caller sees what was stated first; what it raises comes back, and nothing is on the disk."""
+    await hub.publish(make_folder(), make_tag())
+    seen: list[str] = []
+
+    def refuse(release: Release) -> None:
+        seen.append(release.state_hash)
+        raise StateMismatch("not the right one")
+
+    with pytest.raises(StateMismatch, match="not the right one"):
+        await hub.fetch(7, tmp_path / "deep" / "got", refuse)
+    assert seen == ["a" * 64]
+    assert not (tmp_path / "deep").exists()
