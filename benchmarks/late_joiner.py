@@ -102,7 +102,7 @@ async def serve(arguments: Arguments) -> None:
     config = PeerConfig(host="127.0.0.1", port=0, identity_path=arguments.folder / f"peer{arguments.number}")
     async with (
         Peer(config) as peer,
-        StateServer(peer, run_id=run_id, provider=available.get, allow=lambda _: True),
+        StateServer(peer, run_id=run_id, provider=available.get, allow=lambda _: True, admit=lambda _: True),
     ):
         print_line({"peer_id": peer.peer_id, "addresses": peer.addresses})
         await asyncio.to_thread(sys.stdin.read)
@@ -136,6 +136,7 @@ async def join(arguments: Arguments) -> None:
             engine=engine,
             worker=worker,
             transport=peer,
+            binding=view(98, {"peer_id": peer.peer_id, "addresses": peer.addresses}, "0" * 64).peer,
             known=known,
             keeper=keeper,
             hub=DirectoryHub(arguments.folder / "hub", telemetry=telemetry, clock=clock),
@@ -175,7 +176,7 @@ def told(sink: MemorySink) -> list[dict[str, Any]]:
 def view(uid: int, server: dict[str, Any], state_hash: str) -> View:
     """A validator at the right state."""
     binding = PeerBinding(
-        hotkey="5" * 45 + str(uid + 1) * 3,
+        hotkey="5" * 45 + f"{uid:03d}",
         peer_id=server["peer_id"],
         addresses=tuple(server["addresses"]),
         signature="0x" + "0" * 128,

@@ -29,6 +29,7 @@ from distributed_training.keeper import Keeper
 from distributed_training.model.chunks import Chunks
 from distributed_training.model.files import read_manifest, read_state
 from distributed_training.peers import KnownPeers
+from distributed_training.protocol import PeerBinding
 from distributed_training.schedule import View
 from template.clock import Clock
 from template.errors import AveragingError, CorruptState, HubError, StateError, StateMismatch
@@ -64,6 +65,14 @@ class Received:
 Receive = Callable[[tuple[int, str], Path], Awaitable[Received | None]]  # the right state, a new folder; None: not here
 
 
+More = Callable[[], Awaitable[Iterable[View]]]
+
+
+async def nobody_else() -> Iterable[View]:
+    """Where all views are known already."""
+    return ()
+
+
 class CatchUp:
     """Compares this neuron with the majority and fetches the right state where they differ.
 
@@ -79,6 +88,7 @@ class CatchUp:
         engine: Engine,
         worker: TrainingWorker,
         transport: Transport,
+        binding: PeerBinding,
         known: KnownPeers,
         keeper: Keeper,
         hub: Hub,
@@ -94,6 +104,7 @@ class CatchUp:
         self._engine = engine
         self._worker = worker
         self._transport = transport
+        self._binding = binding
         self._known = known
         self._keeper = keeper
         self._hub = hub
@@ -107,10 +118,13 @@ class CatchUp:
         self._started = clock.monotonic()
         self.settled = False
 
-    async def check(self, views: Iterable[View], stakes: Sequence[float], validators: int) -> bool:
+    async def check(
+        self, views: Iterable[View], stakes: Sequence[float], validators: int, more: More = nobody_else
+    ) -> bool:
         """Catch up if need be. Returns whether this neuron is in step now.
 
-        `views` includes this neuron's own; `validators` is how many of them the chain has.
+        `views` includes this neuron's own; `validators` is how many of them the chain has. `more` is asked for others
+        who may have the state, only if it has to be fetched.
         """
         views = tuple(views)
         mine = self._state()
@@ -128,6 +142,7 @@ class CatchUp:
         self._telemetry.emit(
             OutOfStep(uid=self._uid, epoch=mine[0], state_hash=mine[1], right_epoch=right[0], right_hash=right[1])
         )
+        views = (*views, *await more())
         fetched = await self._fetch(mine, right, [v for v in views if v.state == right and v.uid != self._uid])
         self._failed_at = None if fetched else self._clock.monotonic()
         return fetched
@@ -216,13 +231,15 @@ class CatchUp:
         return Received(kept, {}, own=True)
 
     async def _from_peers(self, holders: list[View], right: tuple[int, str], folder: Path) -> Received | None:
-        """Validators are asked before miners: they have more to lose by being slow."""
+        """A validator is the first, then whoever it happens to be, so that validators need not serve everybody."""
         known = [view for view in holders if view.peer.peer_id in self._known]
         if not known:
             return None
         self._order.shuffle(known)
-        known.sort(key=lambda view: not view.is_validator)
+        first = next((view for view in known if view.is_validator), known[0])
+        known.sort(key=lambda view: view is not first)
         wanted = Wanted(
+            peer=self._binding,
             run_id=self._run_id,
             epoch=right[0],
             state_hash=right[1],

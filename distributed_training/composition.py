@@ -19,7 +19,7 @@ import torch
 from bittensor import Client, Wallet
 
 from distributed_training.averaging.averager import Averager
-from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.binding import binding_is_valid, sign_binding
 from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
@@ -256,6 +256,7 @@ async def _open_parts(
         engine=training.engine,
         worker=training.worker,
         transport=network.peer,
+        binding=network.binding,
         known=network.known,
         keeper=training.keeper,
         hub=base.hub,
@@ -400,6 +401,7 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
             run_id=run_id,
             provider=keeper.offer,
             allow=known.__contains__,
+            admit=lambda binding: _admitted(base, known, binding),
             config=settings.states.server(),
         )
     )
@@ -414,6 +416,16 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
         dendrite=dendrite,
         axon=Axon(hotkey, run_id, base.chain, settings.axon, base.telemetry, base.clock),
     )
+
+
+def _admitted(base: Base, known: KnownPeers, binding: PeerBinding) -> bool:
+    """Whether a peer that shows this binding is a neuron; from then on it is known."""
+    if base.chain.metagraph.uid_of(binding.hotkey) is None:
+        return False
+    if not binding_is_valid(binding, base.spec.run_id, binding.hotkey):
+        return False
+    known.add(binding.hotkey, binding.peer_id)
+    return True
 
 
 async def _go_live(stack: AsyncExitStack, parts: Parts) -> None:

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.hub.hub import ModelTag
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.schedule import View
 from template.clock import ManualClock
 from template.telemetry import Telemetry
-from tests.roles import Neuron, Subnet, subnet
+from tests.roles import Neuron, Subnet, serving, subnet
 
 STAKES = (100.0, 100.0, 100.0, 1000.0)  # the last one is the miner
 
@@ -72,15 +71,6 @@ async def scene(folder: Path, **config: float) -> AsyncIterator[Scene]:
         catch_up.settled = True  # what a start is like has tests of its own
         async with serving(net.neurons[0]), serving(net.neurons[1]), serving(net.neurons[2]):
             yield Scene(net, catch_up, hub, clock)
-
-
-def serving(neuron: Neuron) -> StateServer:
-    return StateServer(
-        neuron.transport,
-        run_id=neuron.averager._run_id,
-        provider=neuron.keeper.offer,
-        allow=neuron.known.__contains__,
-    )
 
 
 async def step(neuron: Neuron, by: float) -> None:

@@ -31,13 +31,18 @@ from distributed_training.model.chunk_files import ChunkWriter, complete_from_ch
 from distributed_training.model.chunks import DIGEST, Chunks
 from distributed_training.model.layout import Layout
 from distributed_training.model.state import hashes
+from distributed_training.protocol import PeerBinding
 from template.errors import AveragingError, ConfigurationError, CorruptState, StateError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The state that is asked for. `optimizer` names the vectors beside the parameters; `config` is for config.json."""
+    """The state that is asked for, and who asks.
 
+    `optimizer` names the vectors beside the parameters; `config` is for config.json.
+    """
+
+    peer: PeerBinding
     run_id: str
     epoch: int
     state_hash: str
@@ -210,7 +215,7 @@ class _Download:
 
     async def _ask_for_state(self, stream: Stream) -> None:
         wanted = self._wanted
-        request = StateRequest(run_id=wanted.run_id, epoch=wanted.epoch, state_hash=wanted.state_hash)
+        request = StateRequest(run_id=wanted.run_id, epoch=wanted.epoch, state_hash=wanted.state_hash, peer=wanted.peer)
         await write_message(stream, request)
         answer = await read_message(stream, StateAnswer, MAX_FRAME)
         if answer.code != "ready":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from distributed_training.averaging.frames import length_prefix, read_length, re
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.model.chunk_files import ChunkReader
 from distributed_training.model.chunks import Chunks
-from distributed_training.protocol import Epoch, Hash
+from distributed_training.protocol import Epoch, Hash, PeerBinding
 from template.errors import AveragingError
 from template.transport.synapse import Message, RunId
 
@@ -31,17 +32,19 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PROTOCOL = "dt-state/2"
-MAX_FRAME = 4 * 1024  # bytes of a request or an answer
+MAX_FRAME = 8 * 1024  # bytes of a request or an answer
+MAX_STRANGERS = 4  # streams at a time of peers that have not shown yet who they are
 
 chunk_number, read_chunk_number = length_prefix, read_length  # of the same four bytes
 
 
 class StateRequest(Message):
-    """Asks for a state."""
+    """Asks for a state. `peer` shows one who was never heard of that it belongs to a registered hotkey."""
 
     run_id: RunId
     epoch: Epoch
     state_hash: Hash
+    peer: PeerBinding
 
 
 class StateAnswer(Message):
@@ -68,23 +71,27 @@ Provider = Callable[[int], StateOffer | None]
 class StateServerConfig:
     """At most `readers` at a time, each at most `seconds` long, so that serving takes little from training; 0 serves
     nobody. A request for a state or a chunk must come within `request_seconds`, and a chunk be taken within
-    `chunk_seconds`.
+    `chunk_seconds`. A stranger must say who it is within `stranger_seconds`.
     """
 
     readers: int = 4
     seconds: float = 1800.0
     request_seconds: float = 60.0
     chunk_seconds: float = 60.0
+    stranger_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         if self.readers < 0:
             raise AveragingError("readers must not be negative")
-        if min(self.seconds, self.request_seconds, self.chunk_seconds) <= 0:
-            raise AveragingError("seconds, request_seconds and chunk_seconds must be positive")
+        if min(self.seconds, self.request_seconds, self.chunk_seconds, self.stranger_seconds) <= 0:
+            raise AveragingError("every number of seconds must be positive")
 
 
 class StateServer:
-    """Serves the states that `provider` has, to peers that `allow` knows. Use as an async context manager."""
+    """Serves the states that `provider` has, to peers that `allow` knows or whose binding `admit` finds valid.
+
+    Use as an async context manager.
+    """
 
     def __init__(
         self,
@@ -93,14 +100,16 @@ class StateServer:
         run_id: str,
         provider: Provider,
         allow: Callable[[str], bool],
+        admit: Callable[[PeerBinding], bool],
         config: StateServerConfig | None = None,
     ) -> None:
         self._transport = transport
         self._run_id = run_id
         self._provider = provider
         self._allow = allow
+        self._admit = admit
         self._config = config or StateServerConfig()
-        self._streams = 0
+        self._streams: Counter[bool] = Counter()  # of known peers, and of strangers
         self._readers: dict[str, Stream] = {}  # by peer id; each peer has one place
 
     async def __aenter__(self) -> Self:
@@ -113,18 +122,33 @@ class StateServer:
         await self._transport.unserve(PROTOCOL)
 
     async def _serve(self, stream: Stream) -> None:
-        if not self._allow(stream.peer_id) or self._streams >= 4 * self._config.readers + 4:
-            return
-        self._streams += 1
         try:
-            async with asyncio.timeout(self._config.request_seconds):
-                request = await read_message(stream, StateRequest, MAX_FRAME)
-            async with asyncio.timeout(self._config.seconds):
-                await self._answer(stream, request)
+            known = self._allow(stream.peer_id)
+            seconds = self._config.request_seconds if known else self._config.stranger_seconds
+            with self._counted(known):
+                async with asyncio.timeout(seconds):
+                    request = await read_message(stream, StateRequest, MAX_FRAME)
+                if not known:
+                    self._require_neuron(stream.peer_id, request.peer)
+            with self._counted(True):
+                async with asyncio.timeout(self._config.seconds):
+                    await self._answer(stream, request)
         except (AveragingError, TimeoutError, OSError) as error:
             log.info("a state transfer to %s ended: %r", stream.peer_id, error)
+
+    @contextmanager
+    def _counted(self, known: bool) -> Iterator[None]:
+        if self._streams[known] >= (4 * self._config.readers + 4 if known else MAX_STRANGERS):
+            raise AveragingError("too many streams at a time")
+        self._streams[known] += 1
+        try:
+            yield
         finally:
-            self._streams -= 1
+            self._streams[known] -= 1
+
+    def _require_neuron(self, peer_id: str, binding: PeerBinding) -> None:
+        if binding.peer_id != peer_id or not self._admit(binding):
+            raise AveragingError("it is no neuron of the subnet")
 
     async def _answer(self, stream: Stream, request: StateRequest) -> None:
         offer = self._provider(request.epoch) if request.run_id == self._run_id else None

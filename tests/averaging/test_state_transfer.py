@@ -26,11 +26,13 @@ from distributed_training.averaging.state_transfer import (
 from distributed_training.averaging.streams import Transport
 from distributed_training.model.files import read_state
 from distributed_training.model.state import State
+from distributed_training.protocol import PeerBinding
 from template.errors import AveragingError, ConfigurationError
 from tests.averaging.transfers import (
     EPOCH,
     NAMES,
     RUN,
+    binding_of,
     everybody,
     hostile,
     make_offer,
@@ -201,6 +203,34 @@ async def test_strangers_are_not_served(tmp_path: Path) -> None:
             await at.fetch()
 
 
+async def test_who_shows_that_it_is_a_neuron_is_served(tmp_path: Path) -> None:
+    """Though nobody has heard of it; not under the name of another peer."""
+    shown: list[str] = []
+
+    def admit(binding: PeerBinding) -> bool:
+        shown.append(binding.peer_id)
+        return True
+
+    async with scene(tmp_path) as at:
+        await at.honest(1, allow=lambda _: False, admit=admit)
+        assert sum((await at.fetch()).values()) == 3 * 4 * STATE.layout.size
+        other = at.network.transport("other")
+        with pytest.raises(AveragingError):
+            await download_state(other, at.sources, wanted(STATE), tmp_path / "b", refused=lambda *_: None)
+    assert shown == ["client"]
+
+
+async def test_silent_strangers_take_no_place_from_neurons(tmp_path: Path) -> None:
+    """They have few streams of their own, for a short while."""
+    async with scene(tmp_path) as at:
+        await at.honest(1, allow="client".__eq__, config=StateServerConfig(stranger_seconds=0.3))
+        silent = [await at.network.transport(f"s{i}").open("honest0", (), PROTOCOL) for i in range(30)]
+        await at.fetch()
+        for stream in silent:
+            with pytest.raises(AveragingError):
+                await stream.readexactly(1)
+
+
 async def test_time_is_limited_by_size(tmp_path: Path) -> None:
     """A peer that sends just fast enough not to stall does not hold the download for ever."""
     config = DownloadConfig(open_seconds=0.2, chunk_seconds=0.6, slowest_rate=1e9)
@@ -223,7 +253,8 @@ async def test_a_disk_that_takes_nothing_is_no_peer_s_fault(tmp_path: Path) -> N
 async def opened(transport: Transport, offer: StateOffer) -> tuple[Any, StateAnswer]:
     """A stream to `honest0` with the request made."""
     stream = await transport.open("honest0", (), PROTOCOL)
-    await write_message(stream, StateRequest(run_id=RUN, epoch=EPOCH, state_hash=offer.state_hash))
+    peer = binding_of(transport.peer_id)
+    await write_message(stream, StateRequest(run_id=RUN, epoch=EPOCH, state_hash=offer.state_hash, peer=peer))
     return stream, await read_message(stream, StateAnswer, MAX_FRAME)
 
 

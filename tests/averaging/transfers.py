@@ -28,6 +28,7 @@ from distributed_training.model.chunks import Chunks
 from distributed_training.model.files import write_state
 from distributed_training.model.layout import Layout, Tensor
 from distributed_training.model.state import State
+from distributed_training.protocol import PeerBinding
 
 RUN, EPOCH, NAMES = "test-1", 7, ("first", "second")
 CONFIG = {"model_type": "none"}
@@ -53,9 +54,20 @@ def make_offer(folder: Path, state: State) -> StateOffer:
     )
 
 
-def wanted(state: State) -> Wanted:
+def binding_of(peer_id: str) -> PeerBinding:
+    """Signed by nobody: whether it is valid is for `admit` to say."""
+    return PeerBinding(hotkey="5" * 48, peer_id=peer_id, addresses=("/memory",), signature="0x" + "0" * 128)
+
+
+def wanted(state: State, peer_id: str = "client") -> Wanted:
     return Wanted(
-        run_id=RUN, epoch=state.epoch, state_hash=state.hash, layout=state.layout, optimizer=NAMES, config=CONFIG
+        peer=binding_of(peer_id),
+        run_id=RUN,
+        epoch=state.epoch,
+        state_hash=state.hash,
+        layout=state.layout,
+        optimizer=NAMES,
+        config=CONFIG,
     )
 
 
@@ -67,11 +79,12 @@ def serving(
     transport: Transport,
     offer: StateOffer,
     allow: Callable[[str], bool] = everybody,
+    admit: Callable[[PeerBinding], bool] = lambda _: False,
     config: StateServerConfig | None = None,
 ) -> StateServer:
     """An honest server of that one state."""
     available = {EPOCH: offer}
-    return StateServer(transport, run_id=RUN, provider=available.get, allow=allow, config=config)
+    return StateServer(transport, run_id=RUN, provider=available.get, allow=allow, admit=admit, config=config)
 
 
 @dataclass(frozen=True)
