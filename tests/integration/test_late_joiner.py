@@ -82,7 +82,7 @@ def test_with_the_hub_down_they_get_the_state_from_several_peers(tmp_path: Path)
 
 
 def test_with_all_peers_refusing_they_get_the_state_from_the_hub(tmp_path: Path) -> None:
-    """Model and optimiser state, verified; the refusals are told."""
+    """Model and optimiser state, verified; the refusals are told. The same once its own checkpoint is damaged."""
     with Subnet(tmp_path / "net", miners=3, validators=1, run=slower(tmp_path / "run")) as subnet:
         subnet.start("validator-1", "miner-1", "miner-2", instead=refusing)
         subnet.wait_for_epoch(1, "validator-1", "miner-1", "miner-2")
@@ -90,5 +90,21 @@ def test_with_all_peers_refusing_they_get_the_state_from_the_hub(tmp_path: Path)
         assert takes_part(subnet, "miner-3")["source"] == "hub"
         reasons = {record["source"]: record["reason"] for record in told(subnet, "miner-3", "CatchUpFailed")}
         assert reasons["peer:1"] == "it does not serve this state: busy"
+
+        subnet.kill("miner-3")
+        before = len(rounds(subnet, "miner-3"))
+        _damage(subnet.commands["miner-3"].folder / "checkpoint")
+        subnet.start("miner-3")
+        subnet.wait("miner-3 again", lambda: len(rounds(subnet, "miner-3")) > before, 90)
+        assert "checkpoint" in [record["source"] for record in told(subnet, "miner-3", "CatchUpFailed")]
+        assert [record["source"] for record in told(subnet, "miner-3", "CaughtUp")][-1] == "hub"
         assert not subnet.died(), subnet.state()
         assert not subnet.story.faults, subnet.state()
+
+
+def _damage(checkpoint: Path) -> None:
+    """Tip over a bit of each state in a checkpoint."""
+    for path in checkpoint.glob("state-*/model.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
