@@ -63,8 +63,6 @@ class Received:
 
 
 Receive = Callable[[tuple[int, str], Path], Awaitable[Received | None]]  # the right state, a new folder; None: not here
-
-
 More = Callable[[], Awaitable[Iterable[View]]]
 
 

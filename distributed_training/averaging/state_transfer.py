@@ -8,6 +8,7 @@ there are and how long each is, so no size is ever taken from the wire. `state_d
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -188,14 +189,15 @@ class StateServer:
 
     async def _send(self, stream: Stream, offer: StateOffer, reader: ChunkReader) -> None:
         """The digests, then whatever is asked for, until the other side ends the stream."""
-        await write_message(stream, StateAnswer(code="ready", chunks=offer.chunks.count))
-        await stream.write(offer.digests)
+        async with asyncio.timeout(self._config.chunk_seconds):
+            await write_message(stream, StateAnswer(code="ready", chunks=offer.chunks.count))
+            await stream.write(offer.digests)
         while True:
             async with asyncio.timeout(self._config.request_seconds):
                 number = await read_chunk_number(stream)
             if number >= offer.chunks.count:
                 raise AveragingError(f"there is no chunk {number}")
-            data = await in_thread(lambda number=number: reader.read(number))  # type: ignore[misc]
+            data = await in_thread(functools.partial(reader.read, number))
             async with asyncio.timeout(self._config.chunk_seconds):
                 await stream.write(data)
 
