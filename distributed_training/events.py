@@ -24,13 +24,18 @@ class NeuronStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Event):
-    """What a miner has accumulated in this epoch so far."""
+    """What a miner has accumulated in this epoch so far, and done ahead of the next one in a run with overlap.
+
+    `seconds` went into `samples`; `idle` is how many seconds since the start went into no micro-batch at all.
+    """
 
     uid: int
     epoch: int
     samples: int
+    samples_ahead: int
     mean_loss: float | None
     seconds: float
+    idle: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,8 @@ class RoundFinished(Event):
     """One attempt at an all-reduce, as this neuron saw it.
 
     `state_hash` is the state after it, `phases` the seconds in each state of the round; `work`, `first_byte` and
-    `planes` are those of the outcome (averaging/outcome.py).
+    `planes` are those of the outcome (averaging/outcome.py). `trained`: seconds of the micro-batches that ended
+    meanwhile.
     """
 
     uid: int
@@ -51,6 +57,7 @@ class RoundFinished(Event):
     failures: list[dict[str, Any]]
     samples: int
     seconds: float
+    trained: float
     bytes_sent: int
     bytes_received: int
     phases: dict[str, float]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import asyncio
+import threading
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from distributed_training.averaging.state_transfer import StateOffer
-from distributed_training.engine.checkpoint import state_folder, take_state
+from distributed_training.engine.checkpoint import Snapshot, state_folder, take_state
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NotSaved
@@ -22,13 +22,18 @@ KEPT_OFFERS = 2
 
 
 class Keeper:
-    """Saves in the worker's thread. An offer's digests are those that the state's hash was made of."""
+    """Takes snapshots in the worker's thread and writes them beside it, so that training does not wait for the disk.
+
+    An offer's digests are those that the state's hash was made of.
+    """
 
     def __init__(self, folder: Path, worker: TrainingWorker, telemetry: Telemetry) -> None:
         self._folder = folder
         self._worker = worker
         self._telemetry = telemetry
         self._offers: dict[int, StateOffer] = {}
+        self._saving = asyncio.Lock()
+        self._writing = threading.Lock()  # a save that was cancelled still writes to its end
 
     async def keep(self) -> None:
         """Save; a disk that does not take it is told, and training goes on with the checkpoint before."""
@@ -40,7 +45,7 @@ class Keeper:
     async def keep_received(self, source: Path) -> None:
         """Keep the state that was adopted from the folder `source`, by moving it; tells what `keep` tells."""
         try:
-            await self._offered(functools.partial(self._take, source))
+            await self._save(source)
         except StateError as error:
             self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
 
@@ -50,17 +55,22 @@ class Keeper:
         Raises:
             StateError: the disk does not take it; what was saved before is still there.
         """
-        await self._offered(self._save)
+        await self._save(None)
 
-    async def _offered(self, save: Callable[[Engine], tuple[int, StateOffer]]) -> None:
-        try:
-            epoch, offer = await self._worker.run(save)
-        except (OSError, SafetensorError) as error:
-            raise StateError(f"the checkpoint cannot be written to {self._folder}: {error}; free some space") from error
-        self._offers.pop(epoch, None)
-        self._offers[epoch] = offer
-        for old in list(self._offers)[:-KEPT_OFFERS]:  # in order of saving: a run may go back to an earlier epoch
-            del self._offers[old]
+    async def _save(self, received: Path | None) -> None:
+        async with self._saving:
+            engine, snapshot = await self._worker.run(lambda engine: (engine, engine.snapshot()))
+            try:
+                offer = await asyncio.to_thread(self._write, engine, snapshot, received)
+            except (OSError, SafetensorError) as error:
+                raise StateError(
+                    f"the checkpoint cannot be written to {self._folder}: {error}; free some space"
+                ) from error
+            epoch = snapshot.state.epoch
+            self._offers.pop(epoch, None)
+            self._offers[epoch] = offer
+            for old in list(self._offers)[:-KEPT_OFFERS]:  # in order of saving: a run may go back to an earlier epoch
+                del self._offers[old]
 
     def folder(self, epoch: int) -> Path | None:
         """Where the state of `epoch` lies; None if it is not kept (any more)."""
@@ -71,14 +81,14 @@ class Keeper:
         offer = self._offers.get(epoch)
         return offer if offer is not None and self.folder(epoch) is not None else None
 
-    def _take(self, source: Path, engine: Engine) -> tuple[int, StateOffer]:
-        if read_manifest(source).state_hash == engine.state_hash:  # else a round has moved the engine on meanwhile
-            take_state(self._folder, source, engine.epoch)
-        return self._save(engine)
-
-    def _save(self, engine: Engine) -> tuple[int, StateOffer]:
-        engine.save(self._folder)
-        state, folder = engine.state, self.folder(engine.epoch)
+    def _write(self, engine: Engine, snapshot: Snapshot, received: Path | None) -> StateOffer:
+        state = snapshot.state
+        with self._writing:
+            # it is another one if a round has moved the engine on meanwhile
+            if received is not None and read_manifest(received).state_hash == state.hash:
+                take_state(self._folder, received, state.epoch)
+            engine.write(self._folder, snapshot)
+        folder = self.folder(state.epoch)
         assert folder is not None, "it was just saved"
         chunks = Chunks.of(state.layout, state.optimizer)
-        return state.epoch, StateOffer(state_hash=state.hash, folder=folder, chunks=chunks, digests=state.digests)
+        return StateOffer(state_hash=state.hash, folder=folder, chunks=chunks, digests=state.digests)

@@ -1,14 +1,15 @@
 """What a miner and a validator have in common: they say where they stand, and they take part in rounds.
 
 A round either completes, and then the average is applied and the epoch is one higher, or it does not, and then
-nothing has changed: neither the state nor the work that was accumulated.
+nothing has changed: neither the state nor the work that was accumulated. Training is paused meanwhile, except in a run
+with overlap: there it goes on, with the next epoch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,13 +48,14 @@ class ChainView(Protocol):
 
 @dataclass(frozen=True)
 class EndedRound:
-    """A round this neuron took part in. `base`: θₑ [P] of an epoch that it ended, for audits; None at a miner.
+    """A round this neuron took part in.
 
-    `state` is where this neuron stands after it.
+    `bases`: the parameters [P], by state hash, that an epoch that it ended may have been trained at, for audits; none
+    at a miner. `state` is where this neuron stands after it.
     """
 
     request: AllReduce
-    base: Vector | None
+    bases: Mapping[str, Vector]
     result: RoundResult
     state: State
 
@@ -190,6 +192,8 @@ class Node:
         async with self._turn:
             self._require_state(request)
             await self._require_group(request)
+            if self._spec.epoch.overlap:
+                return await self._run_round(request)
             try:
                 await self._worker.pause()
                 return await self._run_round(request)
@@ -217,7 +221,7 @@ class Node:
             self._known.add(member.peer.hotkey, member.peer.peer_id)
 
     async def _run_round(self, request: AllReduce) -> AllReduceResponse:
-        started = self._clock.monotonic()
+        started, busy = self._clock.monotonic(), self._worker.busy_seconds
         contribution = await self._contribution(request)
         samples = contribution.samples if contribution is not None else 0
         vector = contribution.vector if contribution is not None else None
@@ -229,12 +233,13 @@ class Node:
             result = await self._averager.run(plan, vector, min(float(samples), limits.max_weight), attempt)
         except AveragingError as error:
             raise refuse(Reason.IMPOSSIBLE_ROUND, str(error)) from error
-        base = await self._commit(result, attempt)
+        bases = await self._commit(result, attempt)
         seconds = self._clock.monotonic() - started
+        trained = self._worker.busy_seconds - busy
         answer = await self._answer(request, result, samples, seconds)
-        self._telemetry.emit(_round_finished(self.uid, request, result, answer))
+        self._telemetry.emit(_round_finished(self.uid, request, result, answer, trained))
         if self._on_ended is not None:
-            self._on_ended(EndedRound(request, base, result, self._engine.state))
+            self._on_ended(EndedRound(request, bases, result, self._engine.state))
         return answer
 
     async def _contribution(self, request: AllReduce) -> Contribution | None:
@@ -243,21 +248,21 @@ class Node:
         if not (self._contributes and asked):
             return None
         try:
-            return await self._worker.contribution()
+            return await self._worker.set_aside()
         except StateError as error:
             raise refuse(Reason.NOTHING_TO_GIVE, str(error)) from error
 
-    async def _commit(self, result: RoundResult, attempt: Attempt | None) -> Vector | None:
-        """Apply the average if there is one; θₑ as it was before."""
-        base = self._engine.state.params if not self._contributes else None
+    async def _commit(self, result: RoundResult, attempt: Attempt | None) -> Mapping[str, Vector]:
+        """Apply the average if there is one; at a validator, what the epoch that ended was trained at."""
+        bases = self._engine.bases if not self._contributes else {}
         if result.average is None:
-            return None
+            return {}
         try:
             took_part = self.uid in result.outcome.participants  # else what we sent is in no average
             await self._worker.apply(result.average, attempt if took_part else None)
         except CorruptState as error:
             raise refuse(Reason.UNUSABLE_AVERAGE, str(error)) from error
-        return base
+        return bases
 
     async def _answer(self, request: AllReduce, result: RoundResult, samples: int, seconds: float) -> AllReduceResponse:
         work = self._engine.work
@@ -273,7 +278,9 @@ class Node:
         )
 
 
-def _round_finished(uid: int, request: AllReduce, result: RoundResult, answer: AllReduceResponse) -> RoundFinished:
+def _round_finished(
+    uid: int, request: AllReduce, result: RoundResult, answer: AllReduceResponse, trained: float
+) -> RoundFinished:
     return RoundFinished(
         uid=uid,
         epoch=request.epoch,
@@ -285,6 +292,7 @@ def _round_finished(uid: int, request: AllReduce, result: RoundResult, answer: A
         failures=[failure.model_dump() for failure in answer.failures],
         samples=answer.samples,
         seconds=answer.seconds,
+        trained=trained,
         bytes_sent=sum(t.bytes_sent for t in answer.transfers),
         bytes_received=sum(t.bytes_received for t in answer.transfers),
         phases={state.value: seconds for state, seconds in result.outcome.seconds.items()},

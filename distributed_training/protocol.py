@@ -63,7 +63,7 @@ class IsAlive(Request):
 
 
 class Record(Message):
-    """What a miner reports of one micro-batch, computed at the epoch's base state.
+    """What a miner reports of one micro-batch, computed at the parameters of the state that `Train` names.
 
     `number` is k of the assignment; `pages` the dataset indices; `gradient` the values of the micro-batch's mean
     gradient at the audit coordinates, in their order.
@@ -79,11 +79,14 @@ class Record(Message):
 class TrainResponse(Response):
     """The work of one epoch. `records` is the page asked for; `total_records` says how many there are in all.
 
+    `state_hash` is the epoch's state; `base_hash` is the state at whose parameters the records were computed: the same
+    or, in a run with overlap, the one before.
     `records_hash` is sha256 over the canonical JSON of all records of the epoch, in order of `number`.
     """
 
     epoch: Epoch
     state_hash: Hash
+    base_hash: Hash
     records_hash: Hash
     total_records: Annotated[int, Field(ge=0, le=2**53)]
     records: Annotated[tuple[Record, ...], Field(max_length=MAX_RECORDS_PER_PAGE)]

@@ -101,6 +101,9 @@ class EpochSpec:
     The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn. A
     validator is who has a permit and at least `validator_stake` (TAO as the chain weighs it): a permit alone is given
     to miners as well, once they own a little of what they earned.
+
+    With `overlap` miners go on computing while a round runs: the gradients of an epoch are taken at the state before,
+    so that each update is applied one epoch late. What a miner puts in is then fixed from the first attempt on.
     """
 
     target_samples: int
@@ -109,6 +112,7 @@ class EpochSpec:
     turn_blocks: int
     attempts: int
     validator_stake: float
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("target_samples", "max_blocks", "min_miners", "turn_blocks", "attempts"):

@@ -53,12 +53,18 @@ def may_lead(uid: int, validators: Collection[int], epoch: int, block: int, turn
     return any(leader(validators, epoch, max(b, 0), turn_blocks) == uid for b in blocks)
 
 
-def ready(views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, spec: EpochSpec) -> bool:
-    """Whether the epoch of `state` should be averaged now: enough samples, or enough blocks and somebody trained."""
+def ready(
+    views: Iterable[View], state: tuple[int, str], blocks_in_epoch: int, spec: EpochSpec, *, tried: bool = False
+) -> bool:
+    """Whether the epoch of `state` should be averaged now: enough samples, or enough blocks and somebody trained.
+
+    `tried`: an attempt has failed. With overlap what there is will not become more, so there is nothing to wait for.
+    """
     samples = [v.samples for v in views if v.state == state and v.samples > 0]
     if len(samples) < spec.min_miners:
         return False
-    return sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
+    complete = spec.overlap and tried
+    return complete or sum(samples) >= spec.target_samples or blocks_in_epoch >= spec.max_blocks
 
 
 def group(views: Iterable[View], state: tuple[int, str]) -> tuple[Member, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from distributed_training.averaging.binding import sign_binding
 from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
+from distributed_training.composition import EngineFactory, honest_engine
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.engine import Engine
@@ -180,7 +181,7 @@ class Subnet:
         """Train micro-batches of the miner's assignment in its worker's thread."""
         neuron = self.neurons[uid]
         for number in range(first, first + count):
-            batch = self.loader.micro_batch(neuron.engine.epoch, uid, number)
+            batch = self.loader.micro_batch(neuron.engine.in_training.epoch, uid, number)
             await neuron.worker.run(lambda engine, batch=batch: engine.train(batch))  # type: ignore[misc]
 
     def views(self) -> list[View]:
@@ -264,16 +265,26 @@ class Subnet:
 
 @asynccontextmanager
 async def subnet(
-    folder: Path, miners: int = 2, validators: int = 1, *, attached: bool = True, **changes: Any
+    folder: Path,
+    miners: int = 2,
+    validators: int = 1,
+    *,
+    attached: bool = True,
+    engines: Mapping[int, EngineFactory] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Subnet]:
-    """Neurons that serve IsAlive and AllReduce, if `attached`. `changes` to the run spec."""
+    """Neurons that serve IsAlive and AllReduce, if `attached`. `engines` by uid; honest ones else.
+
+    `changes` to the run spec.
+    """
     spec = run_spec(folder, **changes)
     chain = Chain(metagraph_of(validators + miners, range(validators)))
     loader = build_loader(spec)
     net = Subnet(spec, chain, loader, folder, MemoryNetwork(), streams.MemoryNetwork(), {})
     async with AsyncExitStack() as stack:
         for uid in range(validators + miners):
-            net.neurons[uid] = await _neuron(stack, net, uid, contributes=uid >= validators)
+            make = (engines or {}).get(uid, honest_engine)
+            net.neurons[uid] = await _neuron(stack, net, uid, make, contributes=uid >= validators)
         for one in net.neurons.values():
             for other in net.neurons.values():
                 one.known.add(other.node.binding.hotkey, other.node.binding.peer_id)
@@ -282,10 +293,10 @@ async def subnet(
         yield net
 
 
-async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, *, contributes: bool) -> Neuron:
+async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, make: EngineFactory, *, contributes: bool) -> Neuron:
     sink, key, known, turn = MemorySink(), key_of(uid), KnownPeers(), asyncio.Lock()
     telemetry, clock = Telemetry([sink]), SystemClock()
-    engine = Engine(net.spec, net.loader.tokenizer.vocab_size)
+    engine = make(net.spec, net.loader, uid, "cpu")
     worker = await stack.enter_async_context(TrainingWorker(engine, net.next_batch(uid), telemetry=telemetry))
     transport = net.streams.transport(f"peer{uid}")
     averager = await stack.enter_async_context(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from distributed_training.engine.checkpoint import Snapshot
+from distributed_training.engine.engine import Engine
 from distributed_training.keeper import Keeper
 from distributed_training.model.chunk_files import ChunkReader
 from template.errors import StateError
@@ -104,3 +108,25 @@ async def test_a_disk_that_takes_nothing_is_told_and_training_goes_on(tmp_path: 
         await neuron.keeper.keep()
         assert neuron.told("NotSaved")[0]["what"] == "checkpoint"
         assert neuron.keeper.offer(0) is None
+
+
+async def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot is taken between two micro-batches; what is trained while it is written comes with the next one."""
+    async with subnet(tmp_path, miners=1) as net:
+        neuron, go = net.neurons[1], threading.Event()
+        await net.train(1, 1)
+        write = neuron.engine.write
+
+        def slowly(folder: Path, snapshot: Snapshot) -> None:
+            assert go.wait(20)
+            write(folder, snapshot)
+
+        monkeypatch.setattr(neuron.engine, "write", slowly)
+        saves = [asyncio.create_task(neuron.keeper.save()) for _ in range(2)]
+        await net.train(1, 1, first=1)
+        assert not any(save.done() for save in saves)
+        go.set()
+        await asyncio.gather(*saves)
+        again = Engine(net.spec, net.loader.tokenizer.vocab_size)
+        assert again.load(tmp_path / "checkpoint1")
+        assert again.records == neuron.engine.records

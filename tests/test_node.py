@@ -68,11 +68,10 @@ async def test_a_validator_keeps_what_the_epoch_was_trained_at(tmp_path: Path) -
         await net.train(1)
         before = net.neurons[0].engine.state.params.copy()
         await everybody(net, net.request())
-        base = net.neurons[0].ended[0].base
-        assert base is not None
+        base = net.neurons[0].ended[0].bases[net.neurons[0].ended[0].request.state_hash]
         np.testing.assert_array_equal(base, before)
         assert not np.array_equal(base, net.neurons[0].engine.state.params)
-        assert net.neurons[1].ended[0].base is None
+        assert not net.neurons[1].ended[0].bases
 
 
 async def test_an_aborted_round_changes_nothing(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ MESSAGES: dict[type[Message], dict[str, Any]] = {
     },
     Train: {"run_id": "nano-0123456789ab", "epoch": 3, "offset": 0, "limit": 10},
     TrainResponse: {
-        "epoch": 3, "state_hash": HASH, "records_hash": HASH, "total_records": 1, "records": [RECORD],
-        "mean_loss": None, "samples": 8, "seconds": 1.5, "batch_size": 8,
+        "epoch": 3, "state_hash": HASH, "base_hash": HASH, "records_hash": HASH, "total_records": 1,
+        "records": [RECORD], "mean_loss": None, "samples": 8, "seconds": 1.5, "batch_size": 8,
     },
     AllReduce: {
         "run_id": "nano-0123456789ab", "epoch": 3, "state_hash": HASH, "attempt": 0, "round_id": "0" * 32,

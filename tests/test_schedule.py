@@ -60,6 +60,16 @@ def test_an_epoch_ends_by_samples_or_by_blocks() -> None:
     assert not schedule.ready([many, view(2)], STATE, 10, SPEC)
 
 
+def test_with_overlap_a_failed_attempt_is_repeated_with_what_there_is() -> None:
+    """Contributions are set aside: more samples will not come. Without overlap they will."""
+    views = [view(1, samples=10), view(2, samples=20)]
+    overlap = dataclasses.replace(SPEC, overlap=True)
+    assert schedule.ready(views, STATE, 0, overlap, tried=True)
+    assert not schedule.ready(views, STATE, 0, overlap)
+    assert not schedule.ready(views, STATE, 0, SPEC, tried=True)
+    assert not schedule.ready(views[:1], STATE, 0, overlap, tried=True)
+
+
 def test_the_group_is_who_has_something_to_give_and_the_validators() -> None:
     """Idle miners and other states stay out; shares sum to one; validators only reduce."""
     views = [view(4, samples=8), view(1, validator=True), view(3), view(2, samples=1, state=(2, "b" * 64))]

@@ -24,7 +24,7 @@ class Auditor:
         self._replica = Replica(spec, vocab_size, device)
 
     def recompute(self, epoch: int, params: Vector, batch: MicroBatch) -> Record:
-        """The record that an honest miner makes of `batch` at θₑ = `params` [P].
+        """The record that an honest miner makes of `batch` in `epoch` at `params` [P].
 
         Raises:
             CorruptState: the parameters do not fit.

@@ -3,7 +3,8 @@
     <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
                                       one before stays for those who are still reading it
     <folder>/progress.safetensors     the accumulated gradient, with error feedback its residual, and in the metadata
-                                      the records; replaced by rename
+                                      the records; replaced by rename. With overlap also the parameters before, which
+                                      this epoch is trained at, or else what was accumulated ahead of the next one
 
 Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
 state, which is dropped: its samples were trained at parameters that are no longer current.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from distributed_training.engine.records import Work
@@ -36,16 +37,35 @@ _WORKS = TypeAdapter(tuple[Work, ...])
 
 
 @dataclass(frozen=True, eq=False)
+class Base:
+    """Parameters [P] that gradients are taken at, read-only, and the hash of the state that they are of."""
+
+    hash: str
+    params: Vector
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """What was done for the next epoch: its work, and the sum of n_k g_k, float32 [P]."""
+
+    work: Work
+    accumulated: Vector
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """An engine as a value: base state, sum of n_k g_k, the work of the kept epochs, what error feedback owes.
 
-    The vectors are float32 [P]; `residual` is None in a run without error feedback.
+    The vectors are float32 [P]; `residual` is None in a run without error feedback. `before` is there if this epoch is
+    still trained at the state before, `ahead` if the next one is trained already: never both.
     """
 
     state: State
     accumulated: Vector
     works: tuple[Work, ...]
     residual: Vector | None
+    before: Base | None = None
+    ahead: Ahead | None = None
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
@@ -55,11 +75,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     if not _holds(target, snapshot.state.hash):
         _write_aside(folder, target, snapshot.state, config, run_id)
     partial = folder / f"{PROGRESS}.partial"
-    works = _WORKS.dump_json(snapshot.works).decode()
-    vectors = {"accumulated": snapshot.accumulated}
-    if snapshot.residual is not None:
-        vectors["residual"] = snapshot.residual
-    save_file(vectors, partial, metadata={"works": works})
+    save_file(_vectors(snapshot), partial, metadata=_metadata(snapshot))
     os.replace(partial, folder / PROGRESS)
     before = state_folder(folder, snapshot.state.epoch - 1)
     for other in folder.glob(_STATE_PATTERN):
@@ -76,6 +92,24 @@ def take_state(folder: Path, source: Path, epoch: int) -> None:
     for name in FILES:
         os.replace(source / name, partial / name)
     partial.rename(target)
+
+
+def _vectors(snapshot: Snapshot) -> dict[str, Vector]:
+    vectors = {"accumulated": snapshot.accumulated}
+    if snapshot.residual is not None:
+        vectors["residual"] = snapshot.residual
+    if snapshot.before is not None:
+        vectors["before"] = snapshot.before.params
+    if snapshot.ahead is not None:
+        vectors["ahead"] = snapshot.ahead.accumulated
+    return vectors
+
+
+def _metadata(snapshot: Snapshot) -> dict[str, str]:
+    metadata = {"works": _WORKS.dump_json(snapshot.works).decode()}
+    if snapshot.ahead is not None:
+        metadata["ahead"] = snapshot.ahead.work.model_dump_json()
+    return metadata
 
 
 def state_folder(folder: Path, epoch: int) -> Path | None:
@@ -96,7 +130,7 @@ def load_checkpoint(
     if not complete:
         return None
     state = read_state(complete[-1], layout, run_id, vectors)
-    fresh = Work(epoch=state.epoch, state_hash=state.hash)
+    fresh = Work(epoch=state.epoch, state_hash=state.hash, base_hash=state.hash)
     nothing = np.zeros(layout.size, dtype=np.float32)
     empty = Snapshot(state, nothing, (fresh,), nothing if error_feedback else None)
     return _with_progress(empty, folder / PROGRESS)
@@ -106,17 +140,41 @@ def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
     """The snapshot with the progress in `path`, if that was made at the same state."""
     if not path.exists():
         return empty
-    names = ("accumulated",) if empty.residual is None else ("accumulated", "residual")
-    tensors = read_tensors(path, dict.fromkeys(names, (empty.state.layout.size,)), _METADATA_BYTES)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
-    try:
-        works = _WORKS.validate_json(metadata["works"])
-    except (KeyError, ValidationError) as error:
-        raise CorruptState(f"{path} holds no readable records: {error}") from error
+    works, ahead = _read_works(path)
     if not works or works[-1].state_hash != empty.state.hash:
         return empty
-    return Snapshot(empty.state, tensors["accumulated"], works, tensors.get("residual"))
+    base_hash = works[-1].base_hash
+    expected = {
+        "accumulated": True,
+        "residual": empty.residual is not None,
+        "before": ahead is None and base_hash != empty.state.hash,
+        "ahead": ahead is not None,
+    }
+    shapes = {name: (empty.state.layout.size,) for name, there in expected.items() if there}
+    tensors = read_tensors(path, shapes, _METADATA_BYTES)
+    if "before" in tensors:
+        tensors["before"].flags.writeable = False
+    return Snapshot(
+        empty.state,
+        tensors["accumulated"],
+        works,
+        tensors.get("residual"),
+        before=Base(base_hash, tensors["before"]) if "before" in tensors else None,
+        ahead=Ahead(ahead, tensors["ahead"]) if ahead is not None else None,
+    )
+
+
+def _read_works(path: Path) -> tuple[tuple[Work, ...], Work | None]:
+    """The work of the kept epochs, and that done for the next one if it was begun."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        works = _WORKS.validate_json(metadata["works"])
+        return works, Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
+    except (OSError, SafetensorError) as error:
+        raise CorruptState(f"{path} cannot be read: {error}") from error
+    except (KeyError, ValidationError) as error:
+        raise CorruptState(f"{path} holds no readable records: {error}") from error
 
 
 def _holds(folder: Path, state_hash: str) -> bool:

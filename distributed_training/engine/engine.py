@@ -1,12 +1,19 @@
-"""The training state of one neuron: base state θₑ, the gradient accumulated at it, and the records of how.
+"""The training state of one neuron: base state θₑ, the gradient accumulated in this epoch, and the records of how.
 
-Not thread-safe: one thread calls the methods (`worker.py` runs it). The read-only properties may be read from any
-thread, since what they return is immutable and replaced as a whole.
+The gradients of epoch e are taken at θₑ. In a run with `epoch.overlap` they are taken at θₑ₋₁, so that training never
+waits for a round: once the contribution of epoch e is set aside, epoch e+1 is begun at θₑ, which is there already, and
+never more than that. θₑ₊₁ follows from θₑ and the average as always; only the gradients are one update old. Who has no
+θₑ₋₁ (in epoch 0, and a neuron that took θₑ over from others) takes those of epoch e at θₑ itself: `Work.base_hash` says
+at which. It costs a second sum of gradients, float32 [P] on the device, and the parameters of θₑ₋₁, float32 [P] in main
+memory, until the contribution is set aside.
+
+Not thread-safe: one thread calls the methods (`worker.py` runs it). The read-only properties, `next_state` and `write`
+may be used from any thread, since what they read is immutable and replaced as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +21,9 @@ from typing import Any
 import torch
 
 from distributed_training.averaging.feedback import RESIDUAL, Attempt, ErrorFeedback
+from distributed_training.engine.accumulation import Accumulation
 from distributed_training.engine.batch import MicroBatch
-from distributed_training.engine.checkpoint import Snapshot, load_checkpoint, save_checkpoint
-from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.checkpoint import Ahead, Base, Snapshot, load_checkpoint, save_checkpoint
 from distributed_training.engine.records import Work
 from distributed_training.engine.replica import Replica
 from distributed_training.model.files import architecture
@@ -41,7 +48,7 @@ class Contribution:
 
 
 class Engine:
-    """Trains micro-batches at θₑ and applies averages.
+    """Trains micro-batches and applies averages.
 
     Starts at epoch 0 of the run, or wherever `adopt`, `restore` or `load` put it.
     """
@@ -55,10 +62,13 @@ class Engine:
         self._strategy = find_strategy(spec)
         self._replica = Replica(spec, vocab_size, device)
         layout = self._replica.layout
-        self._accumulated = torch.zeros(layout.size, device=device)  # sum of n_k g_k
+        self._accumulated = Accumulation(spec, layout, device)
+        self._spare: Accumulation | None = None  # of the next epoch; made when it is first needed
         self._feedback = ErrorFeedback(layout.size) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
-        self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)))
+        self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
+        self._before: Base | None = None  # θₑ₋₁, as long as this epoch is trained at it
+        self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)), None)
 
     @property
     def state(self) -> State:
@@ -93,6 +103,24 @@ class Engine:
         return self._works[-1]
 
     @property
+    def in_training(self) -> Work:
+        """What `train` adds to: the work of this epoch or, after `go_ahead`, that of the next one."""
+        ahead = self._ahead
+        return self.work if ahead is None else ahead
+
+    @property
+    def samples_ahead(self) -> int:
+        """Samples that were trained for the next epoch already."""
+        ahead = self._ahead
+        return ahead.samples if ahead is not None else 0
+
+    @property
+    def bases(self) -> Mapping[str, Vector]:
+        """The parameters [P], by state hash, that this epoch may be trained at: θₑ and, if it is held, θₑ₋₁."""
+        held = {self._state.hash: self._state.params}
+        return held if self._before is None else {self._before.hash: self._before.params, **held}
+
+    @property
     def samples(self) -> int:
         return self.work.samples
 
@@ -117,24 +145,40 @@ class Engine:
         return self.work_of(epoch).records
 
     def train(self, batch: MicroBatch) -> Record:
-        """One forward and backward pass at θₑ, added to the accumulated gradient with the weight of its samples.
+        """One forward and backward pass, added to the accumulated gradient with the weight of its samples.
 
         Raises:
             StateError: this number was trained already, or the result is not finite; nothing was added.
             DataError: the batch does not fit the model; nothing was added.
         """
-        if any(record.number == batch.number for record in self.records):
-            raise StateError(f"micro-batch {batch.number} was already trained in epoch {self.epoch}")
+        work, accumulated = self.in_training, self._filling
+        if any(record.number == batch.number for record in work.records):
+            raise StateError(f"micro-batch {batch.number} was already trained in epoch {work.epoch}")
         started = self._clock.monotonic()
         loss, gradient = self._replica.gradient(batch)
-        record = make_record(batch, loss, gradient, self._coordinates)
-        self._accumulated.add_(gradient, alpha=batch.samples)
-        work = self.work.with_record(record, self._clock.monotonic() - started)
-        self._works = (*self._works[:-1], work)
+        record = make_record(batch, loss, gradient, accumulated.coordinates)
+        accumulated.add(gradient, batch.samples)
+        self._replace(work.with_record(record, self._clock.monotonic() - started))
         return record
 
+    def go_ahead(self) -> bool:
+        """Add nothing more to this epoch and train for the next one, at θₑ. Returns whether that is new.
+
+        Never so in a run without overlap, where the next epoch's gradients are taken at a state that is not there yet.
+        """
+        if not self._spec.epoch.overlap or self._ahead is not None:
+            return False
+        if self._spare is None:
+            self._spare = Accumulation(self._spec, self.layout, self._accumulated.device)
+        self._spare.begin(self.epoch + 1)
+        self._before = None
+        self._replica.load(self._state.params)
+        # the state that the average of the next epoch will be applied to is not known yet: `_enter` fills it in
+        self._ahead = Work(epoch=self.epoch + 1, state_hash=self.state_hash, base_hash=self.state_hash)
+        return True
+
     def contribution(self) -> Contribution:
-        """The mean gradient so far; accumulation goes on untouched until `apply`.
+        """The mean gradient of this epoch so far; accumulation goes on untouched until `apply`.
 
         Raises:
             StateError: nothing was trained yet, so there is no mean.
@@ -142,26 +186,57 @@ class Engine:
         work = self.work
         if not work.samples:
             raise StateError(f"nothing was trained in epoch {work.epoch}: there is nothing to contribute")
-        vector = (self._accumulated / float(work.samples)).cpu().numpy()
-        return Contribution(vector, work.samples, work.records)
+        return Contribution(self._accumulated.mean(work.samples), work.samples, work.records)
+
+    def set_aside(self) -> Contribution:
+        """The contribution and, in a run with overlap, go on with the next epoch at once.
+
+        The contribution is the same from then on, however many attempts it takes to average it.
+
+        Raises:
+            StateError: nothing was trained yet; then nothing is set aside either.
+        """
+        contribution = self.contribution()
+        self.go_ahead()
+        return contribution
 
     def attempt(self) -> Attempt | None:
         """Error feedback of one attempt to send the contribution; None in a run without."""
         return None if self._feedback is None else self._feedback.attempt()
 
-    def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
-        """End the epoch: the canonical update by `average` [P]. Accumulated work is cleared; its records stay readable.
-
-        `attempt` is what our contribution to this average was sent by, and is settled with it.
+    def next_state(self, average: Vector) -> State:
+        """θₑ₊₁, the canonical update of θₑ by `average` [P]; changes nothing. Any thread may compute it.
 
         Raises:
-            CorruptState: the average does not fit or is not finite; nothing was changed.
-            AveragingError: the attempt is not the last one's; nothing was changed.
+            CorruptState: the average does not fit or is not finite.
         """
         state = self._strategy.update(average, self._state)
+        _ = state.hash  # computed here, not where training waits for it
+        return state
+
+    def advance(self, state: State, attempt: Attempt | None = None) -> None:
+        """End the epoch with `state`, its `next_state`. Accumulated work is cleared; its records stay readable.
+
+        `attempt` is what our contribution to the average was sent by, and is settled with it.
+
+        Raises:
+            StateError: it is not a state of the next epoch; nothing was changed.
+            AveragingError: the attempt is not the last one's; nothing was changed.
+        """
+        if state.epoch != self.epoch + 1:
+            raise StateError(f"a state of epoch {state.epoch} does not follow on epoch {self.epoch}")
         if self._feedback is not None and attempt is not None:
             self._feedback.commit(attempt)
-        self._enter(state)
+        before = Base(self._state.hash, self._state.params) if self._spec.epoch.overlap else None
+        self._enter(state, before)
+
+    def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
+        """End the epoch with `average` [P], sent by `attempt`.
+
+        Raises:
+            CorruptState, AveragingError: as `next_state` and `advance` do; nothing was changed.
+        """
+        self.advance(self.next_state(average), attempt)
 
     def adopt(self, state: State) -> None:
         """Go on from a verified state that came from elsewhere, dropping what was accumulated at another one.
@@ -174,31 +249,50 @@ class Engine:
         if state.layout != self.layout or set(state.optimizer) != set(self.vectors):
             raise StateError("the state belongs to another model or strategy")
         if state.hash != self.state_hash:
-            self._enter(state)
+            self._ahead = None
+            self._enter(state, None)
             if self._feedback is not None:
                 self._feedback.clear()
 
     def held_out_loss(self, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at θₑ; raises DataError without any."""
-        return self._replica.mean_loss(batches)
+        self._replica.load(self._state.params)
+        try:
+            return self._replica.mean_loss(batches)
+        finally:
+            self._replica.load(self._training_params)
 
     def snapshot(self) -> Snapshot:
         """Everything that must survive a restart, as a value."""
-        accumulated = self._accumulated.detach().to("cpu", copy=True).numpy()
-        residual = None if self._feedback is None else self._feedback.residual
-        return Snapshot(state=self._state, accumulated=accumulated, works=self._works, residual=residual)
+        return Snapshot(
+            state=self._state,
+            accumulated=self._accumulated.copy(),
+            works=self._works,
+            residual=None if self._feedback is None else self._feedback.residual,
+            before=self._before,
+            ahead=None if self._ahead is None else Ahead(self._ahead, self._filling.copy()),
+        )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, accumulated work included."""
-        self._enter(snapshot.state)
-        self._accumulated.copy_(torch.from_numpy(snapshot.accumulated.copy()))
+        self._ahead = None
+        self._enter(snapshot.state, snapshot.before)
+        self._accumulated.load(snapshot.accumulated)
         if self._feedback is not None and snapshot.residual is not None:
             self._feedback.load_state_dict({RESIDUAL: snapshot.residual})
         self._works = snapshot.works
+        if snapshot.ahead is not None:
+            self.go_ahead()
+            self._filling.load(snapshot.ahead.accumulated)
+            self._ahead = snapshot.ahead.work
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that replaces the one in `folder`; being killed half-way leaves a usable one."""
-        save_checkpoint(folder, self.snapshot(), self.architecture, self._spec.run_id)
+        self.write(folder, self.snapshot())
+
+    def write(self, folder: Path, snapshot: Snapshot) -> None:
+        """The same for a snapshot taken before. Any thread may do it, one at a time."""
+        save_checkpoint(folder, snapshot, self.architecture, self._spec.run_id)
 
     def load(self, folder: Path) -> bool:
         """Resume from the checkpoint in `folder`; False if there is none.
@@ -214,14 +308,39 @@ class Engine:
         self.restore(snapshot)
         return True
 
-    def _enter(self, state: State) -> None:
-        """Make `state` the base state, with nothing accumulated."""
-        work = Work(epoch=state.epoch, state_hash=state.hash)
-        chosen = coordinates(self._spec.run_id, state.epoch, self.layout, self._spec.audit.coordinates)
-        self._replica.load(state.params)
-        self._accumulated.zero_()
-        self._coordinates = torch.from_numpy(chosen).to(self._accumulated.device)
-        self._state = state
+    @property
+    def _filling(self) -> Accumulation:
+        """What `train` adds the gradients to."""
+        if self._ahead is None:
+            return self._accumulated
+        assert self._spare is not None, "made when it went ahead"
+        return self._spare
+
+    @property
+    def _training_params(self) -> Vector:
+        """The parameters [P] that `train` takes gradients at."""
+        return self._state.params if self._before is None else self._before.params
+
+    def _replace(self, work: Work) -> None:
+        """Let `work` be the one in training."""
+        if self._ahead is None:
+            self._works = (*self._works[:-1], work)
+        else:
+            self._ahead = work
+
+    def _enter(self, state: State, before: Base | None) -> None:
+        """Make `state` the base state. What was trained ahead becomes the work of this epoch; else there is none.
+
+        `before`: the state before it, if this epoch is to be trained at that.
+        """
+        if self._ahead is None:
+            self._accumulated.begin(state.epoch)
+            work = Work(epoch=state.epoch, state_hash=state.hash, base_hash=before.hash if before else state.hash)
+        else:
+            self._accumulated, self._spare = self._filling, self._accumulated
+            work = self._ahead.model_copy(update={"state_hash": state.hash})
+        self._ahead, self._before, self._state = None, before, state
+        self._replica.load(self._training_params)
         earlier = [old for old in self._works if old.epoch < state.epoch]
         self._works = (*earlier[1 - _KEPT_EPOCHS :], work)
 

@@ -15,13 +15,15 @@ from template.transport.synapse import Message
 
 
 class Work(Message):
-    """The micro-batches trained at one base state; immutable, so that any thread may read it.
+    """The micro-batches of one epoch; immutable, so that any thread may read it.
 
-    `seconds` is the time spent in forward and backward passes.
+    `state_hash` is that of θₑ, `base_hash` that of the state at whose parameters they were trained: θₑ or, in a run
+    with overlap, θₑ₋₁. `seconds` is the time spent in forward and backward passes.
     """
 
     epoch: Epoch
     state_hash: Hash
+    base_hash: Hash
     records: tuple[Record, ...] = ()
     samples: Samples = 0
     seconds: Seconds = 0.0

@@ -1,7 +1,8 @@
 """Runs an engine in a thread of its own, so that the event loop beside it always answers.
 
-The thread trains micro-batch after micro-batch; between two of them it does what it was asked: contribute, apply,
-pause, or any function of the engine. It therefore never shares the engine. A failed request goes to whoever asked
+The thread trains micro-batch after micro-batch; between two of them it does what it was asked: contribute, advance,
+pause, or any function of the engine. It therefore never shares the engine. In a run with overlap it goes on with the
+next epoch when this one's contribution is set aside or its pages are used up. A failed request goes to whoever asked
 and changes nothing; a failure of training itself ends the thread, and `watch` raises it.
 """
 
@@ -20,6 +21,7 @@ from distributed_training.averaging.feedback import Attempt
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
+from template.clock import Clock, SystemClock
 from template.errors import ConfigurationError, SourceUnavailable, StateError
 from template.telemetry import Event, Telemetry
 
@@ -80,11 +82,15 @@ class TrainingWorker:
         *,
         telemetry: Telemetry | None = None,
         config: WorkerConfig | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._engine = engine
         self._next_batch = next_batch
         self._telemetry = telemetry or Telemetry()
         self._config = config or WorkerConfig()
+        self._clock = clock or SystemClock()
+        self._started = self._clock.monotonic()
+        self._busy = 0.0
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._paused = True
         self._closing = False
@@ -109,6 +115,16 @@ class TrainingWorker:
         if error is None and not self._told and (failure := self._failure()) is not None:
             raise failure
 
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds that went into micro-batches since the start, up to the last one that ended."""
+        return self._busy
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the start that did not: paused, out of pages, waiting for data, or answering requests."""
+        return self._clock.monotonic() - self._started - self._busy
+
     async def resume(self) -> None:
         """Train from now on."""
         await self.run(lambda _: self._set_paused(False))
@@ -117,13 +133,21 @@ class TrainingWorker:
         """Return once no micro-batch is being trained, and train none until `resume`."""
         await self.run(lambda _: self._set_paused(True))
 
-    async def contribution(self) -> Contribution:
-        """The engine's contribution at the next micro-batch boundary; raises StateError if nothing was trained."""
-        return await self.run(lambda engine: engine.contribution())
+    async def set_aside(self) -> Contribution:
+        """The engine's contribution at the next micro-batch boundary; raises StateError if nothing was trained.
+
+        In a run with overlap it is fixed from now on, and training goes on with the next epoch at once.
+        """
+        return await self.run(lambda engine: engine.set_aside())
 
     async def apply(self, average: Vector, attempt: Attempt | None = None) -> None:
-        """End the epoch with `average` [P], sent by `attempt`; raises and changes nothing as `Engine.apply` does."""
-        await self.run(lambda engine: engine.apply(average, attempt))
+        """End the epoch with `average` [P], sent by `attempt`; raises and changes nothing as `Engine.apply` does.
+
+        The new state is computed beside the training, which only waits for it to be taken over. Nobody else may change
+        the state meanwhile.
+        """
+        state = await asyncio.to_thread(self._engine.next_state, average)
+        await self.run(lambda engine: engine.advance(state, attempt))
 
     async def run(self, function: Callable[[Engine], T]) -> T:
         """The result of `function(engine)`, called in the training thread between two micro-batches.
@@ -192,7 +216,8 @@ class TrainingWorker:
         """Train one micro-batch if there is one; seconds that may pass before the next try, None for no limit."""
         if self._paused:
             return None
-        work = self._engine.work
+        started = self._clock.monotonic()
+        work = self._engine.in_training
         try:
             batch = self._next_batch(work.epoch, work.next_number)
         except SourceUnavailable as error:
@@ -200,8 +225,9 @@ class TrainingWorker:
             self._emit(TrainingWaits(epoch=work.epoch, number=work.next_number, reason=str(error), retry_seconds=pause))
             return pause
         if batch is None:
-            return None
+            return 0.0 if self._engine.go_ahead() else None
         record = self._engine.train(batch)
+        self._busy += self._clock.monotonic() - started
         self._emit(MicroBatchTrained(epoch=work.epoch, number=record.number, samples=record.samples, loss=record.loss))
         return 0.0
 

@@ -77,6 +77,7 @@ class Miner:
         return TrainResponse(
             epoch=request.epoch,
             state_hash=work.state_hash,
+            base_hash=work.base_hash,
             records_hash=await asyncio.to_thread(records_hash, records),
             total_records=len(records),
             records=records[request.offset : request.offset + request.limit],
@@ -118,18 +119,20 @@ class Miner:
             await self._keeper.keep()
 
     async def _tell_progress(self) -> None:
-        told: tuple[int, int] | None = None
+        told: tuple[int, int, int] | None = None
         while True:
-            work = self._engine.work
-            if (work.epoch, work.samples) != told:
-                told = (work.epoch, work.samples)
+            work, ahead = self._engine.work, self._engine.samples_ahead
+            if (work.epoch, work.samples, ahead) != told:
+                told = (work.epoch, work.samples, ahead)
                 self._telemetry.emit(
                     Trained(
                         uid=self._node.uid,
                         epoch=work.epoch,
                         samples=work.samples,
+                        samples_ahead=ahead,
                         mean_loss=work.mean_loss,
                         seconds=work.seconds,
+                        idle=self._worker.idle_seconds,
                     )
                 )
             await self._clock.sleep(TICK_SECONDS)

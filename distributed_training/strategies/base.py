@@ -20,6 +20,10 @@ class Strategy(Protocol):
     def vectors(self) -> tuple[str, ...]:
         """Names of the optimiser vectors, sorted; float32 [P] each."""
 
+    @property
+    def allows_overlap(self) -> bool:
+        """Whether a contribution made at the state before may enter an average (`epoch.overlap` of the run spec)."""
+
     def init(self, layout: Layout) -> Mapping[str, Vector]:
         """The optimiser vectors of epoch 0."""
 

@@ -27,6 +27,7 @@ class GradientAveraging:
     """Clip, AdamW and schedule as functions of the epoch alone."""
 
     vectors: tuple[str, ...] = (FIRST, SECOND)
+    allows_overlap: bool = True
 
     def __init__(self, spec: OptimizerSpec) -> None:
         """Raises ConfigurationError for a hyperparameter that is not finite, or a negative weight decay."""

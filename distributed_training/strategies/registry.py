@@ -18,7 +18,7 @@ def find_strategy(spec: RunSpec) -> Strategy:
     """The strategy of a run.
 
     Raises:
-        ConfigurationError: no strategy of that name, or hyperparameters that it refuses.
+        ConfigurationError: no strategy of that name, hyperparameters that it refuses, or overlap where it allows none.
     """
     try:
         make = STRATEGIES[spec.strategy]
@@ -26,4 +26,10 @@ def find_strategy(spec: RunSpec) -> Strategy:
         raise ConfigurationError(
             f"unknown strategy '{spec.strategy}'; known: {', '.join(sorted(STRATEGIES))}"
         ) from None
-    return make(spec)
+    strategy = make(spec)
+    if spec.epoch.overlap and not strategy.allows_overlap:
+        raise ConfigurationError(
+            f"epoch.overlap must be false: the strategy '{spec.strategy}' averages only what was made at the state "
+            "that it is applied to"
+        )
+    return strategy

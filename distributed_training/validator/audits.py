@@ -37,20 +37,28 @@ UNCLAIMED = 1e-3  # the weight of a record without samples in the draw
 
 @dataclass(frozen=True)
 class EpochSeen:
-    """What this validator saw of an epoch that was averaged: θₑ [P], its own outcome, and the rounds by uid."""
+    """What this validator saw of an epoch that was averaged: its own outcome, and the rounds by uid.
+
+    `bases`: the parameters [P], by state hash, that the epoch may have been trained at: θₑ and, in a run with overlap,
+    θₑ₋₁ if this validator was there already.
+    """
 
     epoch: int
     state_hash: str
-    base: Vector
+    bases: Mapping[str, Vector]
     outcome: RoundOutcome
     rounds: tuple[RoundSeen, ...]
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What one miner reported. `unobserved`: why it could not be asked, which is not its fault."""
+    """What one miner reported, and the hash of the state that its records were computed at.
+
+    `unobserved`: why it could not be asked or looked at, which is not its fault.
+    """
 
     records: tuple[Record, ...] = ()
+    base_hash: str = ""
     unobserved: str = ""
 
 
@@ -120,23 +128,30 @@ class AuditDesk:
                 answer, problem = outcome.response, _problem(outcome, seen)
                 if problem is not None:
                     self._telemetry.emit(Unseen(uid=self._uid, miner=uid, synapse="Train", reason=problem))
-                if outcome.reason == NOT_SENT or (late and outcome.reason == NO_SUCH_EPOCH):
-                    reports[uid] = _Report(unobserved=f"the validator could not ask: {problem}")
+                if self._is_ours(outcome, seen, late):
+                    reports[uid] = _Report(unobserved=f"the validator could not ask or look: {problem}")
                 if problem is not None or not isinstance(answer, TrainResponse):
                     del waiting[uid]
                     continue
-                reports[uid] = _Report((*reports[uid].records, *answer.records))
+                reports[uid] = _Report((*reports[uid].records, *answer.records), answer.base_hash)
                 if not answer.records or answer.total_records <= offset + MAX_RECORDS_PER_PAGE:
                     del waiting[uid]
             if not waiting:
                 break
         return reports
 
+    def _is_ours(self, outcome: Outcome, seen: EpochSeen, late: bool) -> bool:
+        """Whether it is our own doing, or our coming late, that this answer cannot be examined."""
+        if isinstance(outcome.response, TrainResponse):
+            came_later = self._spec.epoch.overlap and seen.epoch > 0 and len(seen.bases) == 1
+            return came_later and _at_epoch(outcome.response, seen) and outcome.response.base_hash not in seen.bases
+        return outcome.reason == NOT_SENT or (late and outcome.reason == NO_SUCH_EPOCH)
+
     async def _examine_miner(self, target: Target, report: _Report, seen: EpochSeen) -> Evidence:
         uid, hotkey, records = target.uid, target.hotkey, report.records
         if report.unobserved:
             return Evidence(uid=uid, hotkey=hotkey, unobserved=report.unobserved)
-        audits, trouble = await self._audits(uid, records, seen)
+        audits, trouble = await self._audits(uid, report, seen)
         if trouble:
             self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=seen.epoch, reason=trouble))
             return Evidence(
@@ -151,14 +166,12 @@ class AuditDesk:
             standings=tuple(standing(uid, round_seen) for round_seen in seen.rounds),
         )
 
-    async def _audits(
-        self, uid: int, records: Sequence[Record], seen: EpochSeen
-    ) -> tuple[tuple[AuditResult, ...], str]:
+    async def _audits(self, uid: int, report: _Report, seen: EpochSeen) -> tuple[tuple[AuditResult, ...], str]:
         """The audits that could be made, and what kept us from making the others; empty if nothing did."""
         audits: list[AuditResult] = []
-        for record in drawn(records, self._spec.audit.records_per_miner, self._rng):
+        for record in drawn(report.records, self._spec.audit.records_per_miner, self._rng):
             try:
-                audits.append(await self._audit(uid, record, seen))
+                audits.append(await self._audit(uid, record, seen.epoch, seen.bases[report.base_hash]))
             except (DataError, StateError) as error:  # our corpus or our own numbers: nothing that the miner did
                 return tuple(audits), str(error)
         return tuple(audits), ""
@@ -175,16 +188,16 @@ class AuditDesk:
             if record.number < self._loader.micro_batches_per_epoch
         }
 
-    async def _audit(self, uid: int, record: Record, seen: EpochSeen) -> AuditResult:
+    async def _audit(self, uid: int, record: Record, epoch: int, base: Vector) -> AuditResult:
         number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
-        batch = await asyncio.to_thread(self._loader.micro_batch, seen.epoch, uid, number)
-        recomputed = await self._worker.run(lambda _: self._auditor.recompute(seen.epoch, seen.base, batch))
-        result = judge(uid, seen.epoch, record, recomputed, batch.pages, self._spec.audit)
+        batch = await asyncio.to_thread(self._loader.micro_batch, epoch, uid, number)
+        recomputed = await self._worker.run(lambda _: self._auditor.recompute(epoch, base, batch))
+        result = judge(uid, epoch, record, recomputed, batch.pages, self._spec.audit)
         self._telemetry.emit(
             Audited(
                 uid=self._uid,
                 miner=uid,
-                epoch=seen.epoch,
+                epoch=epoch,
                 number=record.number,
                 agreement=result.agreement,
                 passed=result.passed,
@@ -197,13 +210,20 @@ class AuditDesk:
 
 
 def _problem(outcome: Outcome, seen: EpochSeen) -> str | None:
-    """Why an answer holds no records of this epoch; None if it does."""
+    """Why an answer holds no records of this epoch that we can recompute; None if it does."""
     answer = outcome.response
     if not isinstance(answer, TrainResponse):
         return str(outcome.error)
-    if (answer.epoch, answer.state_hash) != (seen.epoch, seen.state_hash):
+    if not _at_epoch(answer, seen):
         return f"its records are of epoch {answer.epoch}, state {answer.state_hash[:12]}, not of {seen.state_hash[:12]}"
+    if answer.base_hash not in seen.bases:
+        known = ", ".join(base[:12] for base in seen.bases)
+        return f"its records were computed at the state {answer.base_hash[:12]}, not at {known}"
     return None
+
+
+def _at_epoch(answer: TrainResponse, seen: EpochSeen) -> bool:
+    return (answer.epoch, answer.state_hash) == (seen.epoch, seen.state_hash)
 
 
 def _measured(outcome: RoundOutcome, uid: int) -> tuple[Measured, ...]:

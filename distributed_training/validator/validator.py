@@ -116,7 +116,6 @@ class Validator:
         if not done.completed:
             self._note_failed(done)
             return
-        assert done.base is not None, "a validator keeps the base of what it audits"
         self._ended_with = done.state
         self._new_state.set()
         rounds = (*(seen for seen in self._failed_attempts if seen.epoch == done.epoch), self._completed(done))
@@ -124,7 +123,7 @@ class Validator:
         if self._seen.full():
             dropped = self._seen.get_nowait()
             self._not_audited(dropped.epoch, "audits cannot keep up")
-        self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.base, done.result.outcome, rounds))
+        self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds))
 
     def _note_failed(self, done: EndedRound) -> None:
         failed = failed_senders(done.request, done.result.outcome, self._spec.averaging.exchange_seconds)
@@ -179,7 +178,8 @@ class Validator:
         memory = self._memory.now
         excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
         admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners)
-        if not schedule.ready(admitted, state, block - self._epoch_block[1], limits):
+        tried = any(seen.epoch == state[0] for seen in self._failed_attempts)
+        if not schedule.ready(admitted, state, block - self._epoch_block[1], limits, tried=tried):
             return
         made = self._attempts_made(state, block // limits.turn_blocks)
         attempts = await self._leader.lead(metagraph, state, schedule.group(admitted, state), made)

@@ -36,7 +36,7 @@ class FreeRider(Engine):
 
     def claim(self, record: Record) -> Record:
         """Report a record without the work."""
-        self._works = (*self._works[:-1], self.work.with_record(record, 0.1))
+        self._replace(self.in_training.with_record(record, 0.1))
         return record
 
     def contribution(self) -> Contribution:
@@ -66,11 +66,11 @@ class Copycat(FreeRider):
         self._victim = uid - 1
 
     def train(self, batch: MicroBatch) -> Record:
-        theirs = Engine.train(self, self._loader.micro_batch(self.epoch, self._victim, batch.number))
+        theirs = Engine.train(self, self._loader.micro_batch(self.in_training.epoch, self._victim, batch.number))
         mine = theirs.model_copy(update={"pages": batch.pages, "samples": batch.samples})
-        records = (*self.work.records[:-1], mine)
+        records = (*self.in_training.records[:-1], mine)
         done = {"records": records, "samples": sum(record.samples for record in records)}
-        self._works = (*self._works[:-1], self.work.model_copy(update=done))
+        self._replace(self.in_training.model_copy(update=done))
         return mine
 
     def contribution(self) -> Contribution:

@@ -52,7 +52,7 @@ async def test_trains_what_the_epoch_assigns_and_waits() -> None:
         engine = await running.run(lambda engine: engine)
         await running.resume()
         await until(lambda: engine.samples == 12)
-        contribution = await running.contribution()
+        contribution = await running.set_aside()
         assert np.array_equal(contribution.vector, expected(range(3)))
         await running.apply(contribution.vector)
         await until(lambda: engine.epoch == 1 and engine.samples == 12)
@@ -71,7 +71,7 @@ async def test_starts_paused_and_pauses_between_micro_batches() -> None:
         samples = engine.samples
         await asyncio.sleep(0.1)
         assert engine.samples == samples
-        assert (await running.contribution()).samples == samples
+        assert (await running.set_aside()).samples == samples
         await running.resume()
         await until(lambda: engine.samples > samples)
 
@@ -111,7 +111,7 @@ async def test_a_failure_of_training_reaches_the_watcher() -> None:
             await running.watch()
         assert any(entry.name == "breaks" for entry in caught.traceback)
         with pytest.raises(StateError, match="not running"):
-            await running.contribution()
+            await running.set_aside()
 
 
 async def test_an_unseen_failure_is_raised_on_leaving() -> None:
@@ -139,7 +139,7 @@ async def test_a_request_in_flight_when_training_fails_is_answered() -> None:
     running = await worker(breaks).__aenter__()
     await running.resume()
     await until(reached.is_set)
-    pending = asyncio.create_task(running.contribution())
+    pending = asyncio.create_task(running.set_aside())
     await asyncio.sleep(0.02)
     go.set()
     with pytest.raises(StateError, match="ended before") as caught:
@@ -217,7 +217,7 @@ async def test_impossible_times_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="positive"):
         WorkerConfig(retry_seconds=0)
     with pytest.raises(StateError, match="not running"):
-        await worker().contribution()
+        await worker().set_aside()
 
 
 async def test_the_event_loop_answers_while_the_model_trains() -> None:

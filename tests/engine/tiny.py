@@ -43,6 +43,11 @@ def spec(**changes: Any) -> RunSpec:
     return dataclasses.replace(nano, **{"model": GPT2, "data": data, **changes})
 
 
+def overlapping(**changes: Any) -> RunSpec:
+    """The same with overlap."""
+    return spec(epoch=dataclasses.replace(spec().epoch, overlap=True), **changes)
+
+
 def batch(number: int, samples: int = 4, *, ignored: int = 0) -> Batch:
     """Tokens that depend on `number` alone; the first `ignored` labels of each sample do not count."""
     tokens = np.random.default_rng(number).integers(0, VOCAB, size=(samples, LENGTH + 1), dtype=np.int64)

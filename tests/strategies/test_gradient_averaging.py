@@ -127,6 +127,15 @@ def test_unknown_strategies_are_refused() -> None:
         find_strategy(spec(strategy="sgd"))
 
 
+def test_overlap_needs_a_strategy_that_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot do with contributions made at the state before is named, with the remedy."""
+    overlapping = spec(epoch=dataclasses.replace(spec().epoch, overlap=True))
+    assert find_strategy(overlapping).allows_overlap
+    monkeypatch.setattr(GradientAveraging, "allows_overlap", False)
+    with pytest.raises(ConfigurationError, match=r"epoch\.overlap must be false: the strategy 'gradient-averaging'"):
+        find_strategy(overlapping)
+
+
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_every_strategy_keeps_the_contract(name: str) -> None:
     """Named vectors that fit, the next epoch after an update, equal bits for equal inputs, no NaN let in."""

@@ -15,6 +15,7 @@ import pytest
 
 from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
 from distributed_training.engine.audit import Auditor
+from distributed_training.engine.engine import Engine
 from distributed_training.protocol import Record, Train, TrainResponse, Transfer
 from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.participation import RoundSeen, Standing
@@ -23,7 +24,7 @@ from distributed_training.validator.audits import AuditDesk, EpochSeen, drawn
 from template.errors import Refused, SourceUnavailable
 from template.transport.dendrite import DendriteConfig
 from template.transport.policy import Caller
-from tests.roles import AUDIT, Subnet, metagraph_of, subnet
+from tests.roles import AUDIT, EPOCH, Subnet, metagraph_of, subnet
 
 Answer = Callable[[Train, TrainResponse], TrainResponse]
 ALL = dataclasses.replace(AUDIT, records_per_miner=100)
@@ -60,7 +61,7 @@ class Court:
         )
         everybody = frozenset(self.net.neurons)
         rounds = (RoundSeen(epoch=0, attempt=0, live=everybody, asked=frozenset({1, 2}), delivered=frozenset({1, 2})),)
-        seen = EpochSeen(engine.epoch, engine.state_hash, engine.state.params, outcome, rounds)
+        seen = EpochSeen(engine.epoch, engine.state_hash, engine.bases, outcome, rounds)
         return dataclasses.replace(seen, **changes)  # type: ignore[arg-type]
 
     async def examine(self, **changes: object) -> dict[int, Evidence]:
@@ -100,6 +101,7 @@ def answering(at: Court, uid: int) -> Callable[..., object]:
         honest = TrainResponse(
             epoch=request.epoch,
             state_hash=work.state_hash,
+            base_hash=work.base_hash,
             records_hash="c" * 64,
             total_records=len(work.records),
             records=page,
@@ -197,7 +199,7 @@ async def test_our_own_numbers_that_are_not_finite_judge_nobody(tmp_path: Path) 
     """A broken base state is the validator's fault; every miner is looked at all the same."""
     async with court(tmp_path) as at:
         broken = np.full(at.net.neurons[0].engine.layout.size, np.inf, np.float32)
-        evidence = await at.examine(base=broken)
+        evidence = await at.examine(bases={at.net.neurons[0].engine.state_hash: broken})
         assert sorted(evidence) == [1, 2]
         assert all("not finite" in item.unobserved for item in evidence.values())
 
@@ -232,6 +234,59 @@ async def test_records_of_another_state_are_no_steps_and_no_fraud(tmp_path: Path
         evidence = (await at.examine())[1]
         assert (evidence.audits, evidence.steps.samples) == ((), 0)
         assert "its records are of" in at.net.neurons[0].told("Unseen")[0]["reason"]
+
+
+OVERLAP = dataclasses.replace(EPOCH, overlap=True)
+
+
+async def next_epoch(at: Court, uids: tuple[int, ...]) -> None:
+    """An epoch ends; these miners train one record of the next one ahead and one in it."""
+    size = at.net.neurons[0].engine.layout.size
+    update = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    for uid, neuron in at.net.neurons.items():
+        await neuron.worker.run(lambda engine: engine.go_ahead() if engine.samples else None)
+        if uid in uids:
+            await at.net.train(uid, 1)
+        await neuron.worker.apply(update)
+        if uid in uids:
+            await at.net.train(uid, 1, first=1)
+
+
+async def test_with_overlap_records_are_recomputed_at_the_state_that_they_name(tmp_path: Path) -> None:
+    """The one before or, for a miner that took this one over from others, this one; no third one."""
+    async with court(tmp_path, epoch=OVERLAP) as at:
+        await next_epoch(at, (1,))
+        state = at.net.neurons[0].engine.state
+        newcomer = Engine(at.net.spec, at.net.loader.tokenizer.vocab_size)
+        newcomer.adopt(state)
+        await at.net.neurons[2].worker.run(lambda engine: engine.restore(newcomer.snapshot()))
+        await at.net.train(2, 2)
+        evidence = await at.examine()
+        assert [audit.passed for uid in (1, 2) for audit in evidence[uid].audits] == [True] * 4
+        for lie in (state.hash, "e" * 64):
+            at.tampered[1] = lambda request, honest, lie=lie: honest.model_copy(update={"base_hash": lie})  # type: ignore[misc]
+            seen = (await at.examine())[1]
+            assert [audit.passed for audit in seen.audits] == ([False] * 2 if lie == state.hash else [])
+            assert (seen.steps.samples, seen.unobserved) == (0, "")
+
+
+async def test_a_validator_that_came_later_judges_nobody_by_a_state_it_never_had(tmp_path: Path) -> None:
+    """Who trained at the state before is not observed in that one epoch; who has another epoch's records still is."""
+    async with court(tmp_path, epoch=OVERLAP) as at:
+        await next_epoch(at, (1, 2))
+        state = at.net.neurons[0].engine.state
+        at.tampered[2] = lambda request, honest: honest.model_copy(update={"state_hash": "d" * 64})
+        evidence = await at.examine(bases={state.hash: state.params})
+        assert "could not ask or look: its records were computed at" in evidence[1].unobserved
+        assert (evidence[2].steps.samples, evidence[2].unobserved) == (0, "")
+
+
+async def test_without_overlap_only_the_epoch_s_own_state_will_do(tmp_path: Path) -> None:
+    """Records at another one are no work of this epoch, and no fault of the validator's."""
+    async with court(tmp_path, miners=1) as at:
+        at.tampered[1] = lambda request, honest: honest.model_copy(update={"base_hash": "e" * 64})
+        evidence = (await at.examine())[1]
+        assert (evidence.audits, evidence.steps.samples, evidence.unobserved) == ((), 0, "")
 
 
 LONG = 600
