@@ -12,15 +12,15 @@ import pytest
 from distributed_training.localnet.processes import Command
 from tests.integration.subnet import TINY, Subnet
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def slower(folder: Path) -> Path:
-    """The tiny run with epochs of 8 blocks: long enough for a start of a process."""
+    """The tiny run with epochs of 12 blocks: long enough for a start of a process."""
     folder.mkdir()
     text = TINY.read_text().replace("target_samples = 64", "target_samples = 100000")
     path = folder / "run.toml"
-    path.write_text(text.replace("max_blocks = 10", "max_blocks = 8"))
+    path.write_text(text.replace("max_blocks = 10", "max_blocks = 12"))
     return path
 
 
@@ -65,7 +65,7 @@ def test_with_the_hub_down_they_get_the_state_from_several_peers(tmp_path: Path)
     """A validator and a miner, for the first time; then the miner again, after a crash, from its own checkpoint."""
     with Subnet(tmp_path / "net", miners=3, validators=2, run=slower(tmp_path / "run")) as subnet:
         subnet.start("validator-1", "miner-1", "miner-2")
-        subnet.wait_for_epoch(1, "validator-1", "miner-1", "miner-2")
+        subnet.wait_for_epoch(1, "validator-1", "miner-1", "miner-2", seconds=120)
         subnet.start("validator-2", "miner-3", instead=without_hub)
         validator, miner = takes_part(subnet, "validator-2"), takes_part(subnet, "miner-3")
         assert (validator["source"], miner["source"]) == ("peers", "peers")
@@ -85,7 +85,7 @@ def test_with_all_peers_refusing_they_get_the_state_from_the_hub(tmp_path: Path)
     """Model and optimiser state, verified; the refusals are told. The same once its own checkpoint is damaged."""
     with Subnet(tmp_path / "net", miners=3, validators=1, run=slower(tmp_path / "run")) as subnet:
         subnet.start("validator-1", "miner-1", "miner-2", instead=refusing)
-        subnet.wait_for_epoch(1, "validator-1", "miner-1", "miner-2")
+        subnet.wait_for_epoch(1, "validator-1", "miner-1", "miner-2", seconds=120)
         subnet.start("miner-3")
         assert takes_part(subnet, "miner-3")["source"] == "hub"
         reasons = {record["source"]: record["reason"] for record in told(subnet, "miner-3", "CatchUpFailed")}
