@@ -212,6 +212,7 @@ async def _publisher(parts: Parts, auditor: Auditor) -> Publisher:
         config=training.engine.architecture,
         folder=base.settings.general.folder,
         hub=base.hub,
+        retention=base.settings.hub.retention,
         held_out=await asyncio.to_thread(base.loader.held_out),
         telemetry=base.telemetry,
     )

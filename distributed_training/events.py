@@ -161,6 +161,23 @@ class NotPublished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpochsThinned(Event):
+    """Old releases were taken off the hub by the rule that the operator set; `kept` is how many are left."""
+
+    uid: int
+    removed: tuple[int, ...]
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotThinned(Event):
+    """Old releases could not be taken off the hub now; the next publication tries again."""
+
+    uid: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unseen(Event):
     """A neuron did not answer a query; nobody's score changes because of it."""
 

@@ -7,33 +7,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.hub.directory import DirectoryHub
+from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub
 from distributed_training.hub.huggingface import HuggingFaceHub
-from distributed_training.hub.huggingface_client import Timeouts
+from distributed_training.hub.retention import Retention
 from distributed_training.hub.retry import RetryPolicy
+from distributed_training.hub.s3 import S3Hub
+from distributed_training.hub.s3_client import S3Address
 from template.clock import Clock
-from template.config import Secret
+from template.config import Secret, option
 from template.errors import ConfigurationError
 from template.telemetry import Telemetry
 
 _REPOSITORY = re.compile(r"hf://([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)")
 _DIRECTORY = re.compile(r"dir://(/.*)")
-_FORMS = "use dir:///absolute/path for a folder, or hf://organisation/name for the Hugging Face Hub"
+_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*))?/?")
+_FORMS = (
+    "use dir:///absolute/path for a folder, hf://organisation/name for the Hugging Face Hub, or s3://bucket/prefix for "
+    "Amazon S3, R2 and their like"
+)
+_HUGGING_FACE = "https://huggingface.co"
+_LEAST_PART = 5 << 20  # bytes; S3 takes no smaller one but the last
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubConfig:
     """Where models are published, and how long a hub on the network is waited for (seconds).
 
-    The token is no part of it: flags can be seen by everybody on the machine.
+    No credential is part of it: flags can be seen by everybody on the machine.
 
     Raises:
         ConfigurationError: an unknown form of URL or a value out of its range.
     """
 
-    url: str
-    endpoint: str = "https://huggingface.co"
-    private: bool = False
+    url: str = option("dir:///path, hf://organisation/name, or s3://bucket/prefix (credentials: AWS_* or AWS_PROFILE)")
+    endpoint: str | None = option(
+        "address of the hub's API, where it is not the service's own (R2, a mirror)", default=None
+    )
+    private: bool = option("make a Hugging Face repository private when it is created", default=False)
+    region: str | None = option("the bucket's region; default: of AWS_REGION or the profile", default=None)
+    public_url: str | None = option(
+        "where the bucket can be read without credentials, if not at the S3 API", default=None
+    )
+    part_bytes: int = option("larger files go to a bucket in parts of so many bytes", default=64 << 20)
+    keep_last: int = option("how many of the newest epochs the hub keeps; 0 keeps every epoch", default=50)
+    keep_every: int = option("of older ones, those divisible by this are kept, too; 0 keeps none", default=50)
     tries: int = 6
     first_delay: float = 1.0
     longest_delay: float = 60.0
@@ -44,11 +62,14 @@ class HubConfig:
     download_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
-        if not (_REPOSITORY.fullmatch(self.url) or _DIRECTORY.fullmatch(self.url)):
+        if not any(form.fullmatch(self.url) for form in (_REPOSITORY, _DIRECTORY, _BUCKET)):
             raise ConfigurationError(f"hub url {self.url!r} is of no known form: {_FORMS}")
-        if not self.endpoint.startswith(("https://", "http://")):
-            raise ConfigurationError(f"hub endpoint {self.endpoint!r} is not an http(s) address")
-        _ = self.retries, self.timeouts  # they check their values
+        for name, address in (("endpoint", self.endpoint), ("public_url", self.public_url)):
+            if address is not None and not address.startswith(("https://", "http://")):
+                raise ConfigurationError(f"hub {name} {address!r} is not an http(s) address")
+        if self.part_bytes < _LEAST_PART:
+            raise ConfigurationError(f"hub part_bytes must be at least {_LEAST_PART}: S3 takes no smaller parts")
+        _ = self.retries, self.timeouts, self.retention  # they check their values
 
     @property
     def retries(self) -> RetryPolicy:
@@ -58,6 +79,10 @@ class HubConfig:
             longest_delay=self.longest_delay,
             longest_retry_after=self.longest_retry_after,
         )
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(keep_last=self.keep_last, keep_every=self.keep_every)
 
     @property
     def timeouts(self) -> Timeouts:
@@ -86,17 +111,19 @@ def build_hub(config: HubConfig, *, token: Secret | None, telemetry: Telemetry, 
     """The hub that `config.url` names. Opens no connection and creates nothing.
 
     Raises:
-        ConfigurationError: a token that cannot be one.
+        ConfigurationError: a token that cannot be one, or an AWS profile that is not there.
     """
     if token is not None:
         require_token(token)
     if directory := _DIRECTORY.fullmatch(config.url):
         return DirectoryHub(Path(directory[1]), telemetry=telemetry, clock=clock)
+    if bucket := _BUCKET.fullmatch(config.url):
+        return _s3_hub(config, bucket[1], bucket[2] or "", telemetry, clock)
     repository = _REPOSITORY.fullmatch(config.url)
     assert repository is not None, "HubConfig lets no other form through"
     return HuggingFaceHub(
         repository[1],
-        endpoint=config.endpoint.rstrip("/"),
+        endpoint=_address(config.endpoint) or _HUGGING_FACE,
         private=config.private,
         token=token,
         retries=config.retries,
@@ -104,3 +131,25 @@ def build_hub(config: HubConfig, *, token: Secret | None, telemetry: Telemetry, 
         telemetry=telemetry,
         clock=clock,
     )
+
+
+def _s3_hub(config: HubConfig, bucket: str, prefix: str, telemetry: Telemetry, clock: Clock) -> Hub:
+    address = S3Address(
+        bucket=bucket,
+        prefix=prefix,
+        endpoint=_address(config.endpoint),
+        region=config.region,
+        public_url=_address(config.public_url),
+    )
+    return S3Hub(
+        address,
+        part_bytes=config.part_bytes,
+        retries=config.retries,
+        timeouts=config.timeouts,
+        telemetry=telemetry,
+        clock=clock,
+    )
+
+
+def _address(given: str | None) -> str | None:
+    return given.rstrip("/") if given else None

@@ -7,8 +7,9 @@ Needs a POSIX file system on which a rename is atomic and flock works.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from distributed_training.hub.hub import (
     Publication,
     Release,
     anything,
+    epoch_of,
     manifest_of,
     read_manifest,
     release_of,
@@ -48,6 +50,9 @@ class DirectoryHub:
         work = self._in_thread(lambda: self._publish(folder, tag))
         await announced(work, hub=f"dir://{self._root}", tag=tag, telemetry=self._telemetry, clock=self._clock)
 
+    async def epochs(self) -> tuple[int, ...]:
+        return tuple(await self._in_thread(self._epochs))
+
     async def releases(self, newest: int | None = None) -> tuple[Release, ...]:
         return await self._in_thread(lambda: tuple(map(self._read, self._newest(newest))))
 
@@ -58,6 +63,10 @@ class DirectoryHub:
     async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
         return await self._in_thread(lambda: self._fetch(epoch, destination, accept))
 
+    async def remove(self, epochs: Collection[int]) -> None:
+        for epoch in sorted(epochs):
+            await self._in_thread(functools.partial(self._remove, epoch))
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run file work off the event loop. A disk is not tried twice: what it refuses it refuses again."""
         return await files.on_disk(asyncio.to_thread(work))
@@ -67,7 +76,7 @@ class DirectoryHub:
             names = os.listdir(self._root)
         except FileNotFoundError:
             return []  # nothing was ever published
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit() and str(int(name)) == name)
+        return sorted(epoch for name in names if (epoch := epoch_of(name)) is not None)
 
     def _newest(self, count: int | None) -> list[int]:
         epochs = self._epochs()
@@ -96,6 +105,16 @@ class DirectoryHub:
                     raise
                 return settle(self._read(tag.epoch), tag)  # another publisher was faster
         return Publication(release=release, new=True)
+
+    def _remove(self, epoch: int) -> None:
+        """A rename takes the release away at once; what a killed remover leaves is swept by the next draft."""
+        if epoch not in self._epochs():
+            return
+        with files.draft(self._root, "remove") as draft:
+            try:
+                os.rename(self._root / str(epoch), draft / str(epoch))
+            except FileNotFoundError:
+                return  # another remover was faster
 
     def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         files.require_new(destination)

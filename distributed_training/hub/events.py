@@ -62,6 +62,15 @@ class ReadRetried(Event):
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class IndexNotWritten(Event):
+    """The release of `epoch` is there, but the list for readers who may not list the hub does not name it yet."""
+
+    hub: str
+    epoch: int
+    reason: str
+
+
 async def announced(
     publication: Awaitable[Publication], *, hub: str, tag: ModelTag, telemetry: Telemetry, clock: Clock
 ) -> None:

@@ -4,7 +4,7 @@ A release is a flat folder (model.safetensors, config.json, optimizer.safetensor
 a tag, which is the epoch number. A hub looks into none of these files; it adds README.md (the model card) and
 release.json (this module's `Release`, with size and sha256 of every file). One hub belongs to one run.
 
-Implementations: `directory.py`, `huggingface.py`, `memory.py`; `build.py` chooses by URL. All three pass
+Implementations: `directory.py`, `huggingface.py`, `s3.py`, `memory.py`; `build.py` chooses by URL. All four pass
 tests/hub/test_hub_conformance.py.
 """
 
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -135,6 +135,9 @@ class Hub(Protocol):
             HubError: the folder cannot be published, or the hub refuses for good (rights, no such place).
         """
 
+    async def epochs(self) -> tuple[int, ...]:
+        """The epochs that have a release, ascending. Raises as `releases` does; reads no release."""
+
     async def releases(self, newest: int | None = None) -> tuple[Release, ...]:
         """All releases by ascending epoch, or only the `newest` many.
 
@@ -157,6 +160,22 @@ class Hub(Protocol):
             HubUnavailable: no complete and intact copy within the bounded number of tries.
             HubError: `destination` exists, the release is damaged, or the hub refuses for good.
         """
+
+    async def remove(self, epochs: Collection[int]) -> None:
+        """Take releases away, oldest first; those that are not there are fine.
+
+        The tag goes first: if the call fails or the process dies, a release is whole or cannot be seen, and the call
+        may be repeated. Which to remove is decided by `retention.py`; nothing that is being published may be.
+
+        Raises:
+            HubUnavailable: no success within the bounded number of tries.
+            HubError: the hub refuses for good.
+        """
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch that a tag's name stands for, None if it is no epoch's: "7" is, "007" and "v7" are not."""
+    return int(name) if name.isascii() and name.isdigit() and str(int(name)) == name else None
 
 
 def valid_name(name: str) -> bool:

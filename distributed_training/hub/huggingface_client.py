@@ -14,16 +14,18 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from distributed_training.hub import files
+from distributed_training.hub.attempts import Transient
 from distributed_training.hub.card import card
-from distributed_training.hub.hub import CARD, MANIFEST, MANIFEST_BYTES, FileDigest, Release, manifest_of, read_manifest
+from distributed_training.hub.download import Body, Receiver, Timeouts
+from distributed_training.hub.hub import CARD, MANIFEST, FileDigest, Release, epoch_of, manifest_of, read_manifest
 from distributed_training.hub.retry import retry_after
 from template.clock import Clock
 from template.config import Secret
-from template.errors import ConfigurationError, HubError
+from template.errors import HubError
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,44 +34,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})  # 409, 412: somebody else's commit came between
+_DAMAGED = "BadDigest"  # the store of large files received other bytes than were sent
 _REASON_CHARACTERS = 300
-
-
-class Transient(Exception):
-    """This try failed and the next may not. `retry_after`: seconds that the server asks to wait."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 class RepositoryMissing(HubError):
     """There is no such repository, or this token may not know that there is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Timeouts:
-    """Seconds: to connect; without a byte moving in either direction; for one call, upload included; for one file
-    to download.
-
-    Raises:
-        ConfigurationError: one of them is not positive.
-    """
-
-    connect: float = 10.0
-    idle: float = 60.0
-    call: float = 1800.0
-    download: float = 1800.0
-
-    def __post_init__(self) -> None:
-        if min(self.connect, self.idle, self.call, self.download) <= 0:
-            raise ConfigurationError("hub timeouts must be positive")
-
-    def of_session(self) -> httpx2.Timeout:
-        """What an HTTP session is given."""
-        import httpx2
-
-        return httpx2.Timeout(self.idle, connect=self.connect)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +67,7 @@ class HuggingFaceClient:
         self._repository = repository
         self._private = private
         self._token = token
-        self._timeouts = timeouts
+        self._receiver = Receiver(timeouts.download, clock)
         self._clock = clock
         # token=False keeps the library from looking for a token of its own
         self._api = huggingface_hub.HfApi(endpoint=endpoint, token=token.reveal() if token else False)
@@ -124,6 +94,10 @@ class HuggingFaceClient:
         """Tag a commit; false if the tag exists."""
         return self._call(self._create_tag, str(epoch), commit)
 
+    def untag(self, epoch: int) -> None:
+        """Delete a tag; that it is gone is fine."""
+        self._call(self._delete_tag, str(epoch))
+
     def small_file(self, commit: str, name: str) -> bytes:
         """A file of at most 1 MiB."""
         return self._call(self._small_file, commit, name)
@@ -135,7 +109,7 @@ class HuggingFaceClient:
     def _refs(self) -> Refs:
         found = self._api.list_repo_refs(self._repository)
         heads = {branch.name: branch.target_commit for branch in found.branches}
-        epochs = {int(tag.name): tag.target_commit for tag in found.tags if _is_epoch(tag.name)}
+        epochs = {epoch: tag.target_commit for tag in found.tags if (epoch := epoch_of(tag.name)) is not None}
         return Refs(head=heads.get("main"), epochs=epochs)
 
     def _commit(self, folder: Path, release: Release, parent: str | None) -> str:
@@ -161,8 +135,14 @@ class HuggingFaceClient:
             return False
         return True
 
+    def _delete_tag(self, tag: str) -> None:
+        try:
+            self._api.delete_tag(self._repository, tag=tag)
+        except self._library.errors.RevisionNotFoundError:
+            return
+
     @contextmanager
-    def _stream(self, commit: str, name: str, offset: int = 0) -> Iterator[httpx2.Response]:
+    def _stream(self, commit: str, name: str, offset: int) -> Iterator[Body]:
         url = f"{self._api.endpoint}/{self._repository}/resolve/{commit}/{name}"
         headers = {"accept-encoding": "identity"}  # the bytes as they lie there
         if offset:
@@ -172,51 +152,14 @@ class HuggingFaceClient:
         session = self._library.get_session()
         with session.stream("GET", url, headers=headers) as response:
             self._library.hf_raise_for_status(response)
-            yield response
+            # as they come: a fixed size would lose the last piece
+            yield Body(response.iter_bytes(), resumed=response.status_code == 206)
 
     def _small_file(self, commit: str, name: str) -> bytes:
-        content = bytearray()
-        deadline = self._clock.monotonic() + self._timeouts.download
-        with self._stream(commit, name) as response:
-            for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) > MANIFEST_BYTES:
-                    raise HubError(f"{name} on {self._repository} is larger than {MANIFEST_BYTES} bytes")
-                self._require_time(deadline, name)
-        return bytes(content)
+        return self._receiver.small(f"{name} on {self._repository}", partial(self._stream, commit, name))
 
     def _download(self, commit: str, file: FileDigest, target: Path) -> None:
-        deadline = self._clock.monotonic() + self._timeouts.download
-        with target.open("ab") as partial:
-            offset = partial.tell()
-            if offset < file.size:
-                with self._stream(commit, file.name, offset) as response:
-                    if response.status_code != 206:
-                        partial.seek(0)  # the server sends it from the beginning
-                        partial.truncate()
-                    for chunk in response.iter_bytes():  # as they come: a fixed size would lose the last piece
-                        partial.write(chunk)
-                        if partial.tell() > file.size:
-                            break
-                        self._require_time(deadline, file.name)
-            files.sync(partial)
-        self._verify(file, target)
-
-    def _verify(self, file: FileDigest, target: Path) -> None:
-        found = files.digest(target)
-        if found == file:
-            return
-        if found.size < file.size:
-            raise Transient(f"{file.name} broke off at {found.size} of {file.size} bytes")
-        target.unlink()
-        raise Transient(
-            f"{file.name} arrived with {found.size} bytes and sha256 {found.sha256[:12]}, "
-            f"{MANIFEST} says {file.size} and {file.sha256[:12]}"
-        )
-
-    def _require_time(self, deadline: float, name: str) -> None:
-        if self._clock.monotonic() > deadline:
-            raise Transient(f"{name} took longer than {self._timeouts.download} s")
+        self._receiver.file(file, target, partial(self._stream, commit, file.name))
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
@@ -232,8 +175,10 @@ class HuggingFaceClient:
             return self._translate_status(root, reason)
         if isinstance(root, self._library.errors.OfflineModeIsEnabled):
             return HubError("the hub cannot be reached in offline mode: unset HF_HUB_OFFLINE")
-        # RuntimeError without a cause comes from the Xet transfer, a JSON error from a proxy's HTML page
-        if isinstance(root, (self._http.RequestError, json.JSONDecodeError, RuntimeError)):
+        # RuntimeError without a cause and Python's own ConnectionError come from the Xet transfer
+        if isinstance(root, (RuntimeError, ConnectionError, TimeoutError)):
+            return Transient(f"{self._api.endpoint}: {reason} (HF_HUB_DISABLE_XET=1 uploads without Xet)")
+        if isinstance(root, (self._http.RequestError, json.JSONDecodeError)):  # or the HTML page of a proxy
             return Transient(f"{self._api.endpoint}: {reason}")
         return HubError(f"{self._repository}: {reason}")
 
@@ -246,7 +191,8 @@ class HuggingFaceClient:
 
     def _translate_status(self, error: Any, reason: str) -> Transient | HubError:
         status = error.response.status_code
-        if status in _TRANSIENT_STATUS or status >= 500:
+        damaged = status == 400 and _DAMAGED in error.response.text
+        if status in _TRANSIENT_STATUS or status >= 500 or damaged:
             return Transient(f"HTTP {status}: {reason}", retry_after(error.response.headers, self._clock.time()))
         whose = "the hub token" if self._token else "anonymous access (no hub token is set)"
         if isinstance(error, self._library.errors.RepositoryNotFoundError):
@@ -268,10 +214,6 @@ class HuggingFaceClient:
         return (self._token.scrub(text) if self._token else text)[:_REASON_CHARACTERS]
 
 
-def _is_epoch(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
-
-
 @dataclass(frozen=True)
 class _BoundedSession:
     """Makes the library's session with timeouts, which it lacks."""
@@ -279,10 +221,11 @@ class _BoundedSession:
     timeouts: Timeouts
 
     def __call__(self) -> httpx2.Client:
+        import httpx2
         from huggingface_hub.utils._http import default_client_factory  # the only way to keep its hooks
 
         client = default_client_factory()
-        client.timeout = self.timeouts.of_session()
+        client.timeout = httpx2.Timeout(self.timeouts.idle, connect=self.timeouts.connect)
         return client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 from distributed_training.hub import files
@@ -39,6 +40,10 @@ class MemoryHub:
         work = files.on_disk(self._publish(folder, tag))
         await announced(work, hub="memory", tag=tag, telemetry=self._telemetry, clock=self._clock)
 
+    async def epochs(self) -> tuple[int, ...]:
+        self._require_reachable()
+        return tuple(sorted(self._held))
+
     async def releases(self, newest: int | None = None) -> tuple[Release, ...]:
         self._require_reachable()
         found = tuple(self._held[epoch][0] for epoch in sorted(self._held))
@@ -50,6 +55,11 @@ class MemoryHub:
 
     async def fetch(self, epoch: int, destination: Path, accept: Accept = anything) -> Release:
         return await files.on_disk(self._fetch(epoch, destination, accept))
+
+    async def remove(self, epochs: Collection[int]) -> None:
+        self._require_reachable()
+        for epoch in epochs:
+            self._held.pop(epoch, None)
 
     async def _fetch(self, epoch: int, destination: Path, accept: Accept) -> Release:
         self._require_reachable()

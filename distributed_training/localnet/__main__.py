@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from distributed_training.hub.build import HubConfig, build_hub
 from distributed_training.localnet.network import Network, open_network, remove
 from distributed_training.localnet.plot import plot
 from distributed_training.localnet.processes import Processes
@@ -20,11 +21,14 @@ from distributed_training.localnet.story import Story
 from distributed_training.localnet.summary import missing, summarize, table, write
 from distributed_training.localnet.tail import Tail
 from distributed_training.localnet.view import ChainNow, epoch_line, render
+from distributed_training.settings import HubToken
 from template.chain.connect import connect
 from template.chain.metagraph import read_metagraph, read_weights
-from template.config import HelpRequested, option, parse
+from template.clock import SystemClock
+from template.config import HelpRequested, Secret, option, parse
 from template.console import print_error, print_text
 from template.errors import ConfigurationError, SubnetError
+from template.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
 LOOK_SECONDS = 1.0
@@ -44,6 +48,8 @@ class LocalnetConfig:
     adversary: tuple[str, ...] = option(f"KIND[:COUNT], how many of the miners cheat: {', '.join(KINDS)}", default=())
     run: Path = option("run file", default=ROOT / "runs" / "nano.toml")
     folder: Path = option("where chain, keys, logs and models go", default=ROOT / ".localnet")
+    hub: str | None = option("where models go: hf://organisation/name or s3://bucket/prefix", default=None)
+    hub_endpoint: str | None = option("address of that hub's API; default: the service's own", default=None)
     fresh: bool = option("start anew instead of going on from the last time", default=False)
 
     def __post_init__(self) -> None:
@@ -68,8 +74,9 @@ def _kinds(text: str) -> list[str]:
 class Localnet:
     """One run of the processes of a network."""
 
-    def __init__(self, network: Network, config: LocalnetConfig, console: Console) -> None:
+    def __init__(self, network: Network, config: LocalnetConfig, console: Console, token: Secret | None) -> None:
         self._network = network
+        self._token = token
         self._config = config
         self._console = console
         self._story = Story()
@@ -80,7 +87,7 @@ class Localnet:
     async def run(self) -> list[str]:
         """Run to the end and leave the results in the folder. Returns what went wrong, each with where to read on."""
         new = self._network.prepare()
-        first = 0 if new else _last_published(self._network.hub_folder)
+        first = 0 if new else await _last_published(self._network.hub, self._token)
         self._told = first
         commands = self._network.commands(first + self._config.epochs)
         tail = Tail({command.name: command.events for command in commands})
@@ -166,9 +173,10 @@ class Localnet:
         return [*self._story.faults, *problems]
 
 
-def _last_published(hub: Path) -> int:
+async def _last_published(config: HubConfig, token: Secret | None) -> int:
     """The epoch that an earlier run reached: a resumed localnet counts from there."""
-    return max((int(path.name) for path in hub.iterdir() if path.name.isdigit()), default=0) if hub.exists() else 0
+    hub = build_hub(config, token=token, telemetry=Telemetry(), clock=SystemClock())
+    return max(await hub.epochs(), default=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,11 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         description = "Runs a whole subnet on this machine."
-        config: LocalnetConfig = parse({"": LocalnetConfig}, argv, prog="scripts/localnet", description=description)[""]
+        sections = {"": LocalnetConfig, "secret": HubToken}
+        found = parse(sections, argv, prog="scripts/localnet", description=description)
+        config: LocalnetConfig = found[""]
         if config.fresh:
             remove(config.folder)
-        network = open_network(config.folder, config.run, config.miners, config.validators, config.kinds)
-        problems = asyncio.run(Localnet(network, config, console).run())
+        network = open_network(
+            config.folder, config.run, config.miners, config.validators, config.kinds, config.hub, config.hub_endpoint
+        )
+        problems = asyncio.run(Localnet(network, config, console, found["secret"].token).run())
     except HelpRequested as wanted:
         print_text(str(wanted))
         return 0

@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from distributed_training.hub.build import HubConfig
 from distributed_training.localnet.processes import Command
 from distributed_training.run import load_run
 from template.chain.local import operator
@@ -38,6 +39,7 @@ class Layout:
     miners: int
     validators: int
     adversaries: tuple[str, ...]  # the kind of each of the last miners
+    hub: str | None = None  # where models are published; None: in the folder
 
     @property
     def validator_names(self) -> list[str]:
@@ -61,10 +63,11 @@ class Layout:
 class Network:
     """One localnet below `folder`."""
 
-    def __init__(self, folder: Path, layout: Layout, run: Path) -> None:
+    def __init__(self, folder: Path, layout: Layout, run: Path, hub_endpoint: str | None = None) -> None:
         self.folder = folder
         self.layout = layout
         self.run = run
+        self.hub = HubConfig(url=layout.hub or f"dir://{self.hub_folder}", endpoint=hub_endpoint)
         self._ports = _free_ports(len(layout.uids)) if not self._ports_file.exists() else self._read_ports()
 
     @property
@@ -91,10 +94,10 @@ class Network:
         marker = self.folder / "localnet.json"
         wanted = json.loads(json.dumps(asdict(self.layout)))
         if marker.exists():
-            if json.loads(marker.read_text()) != wanted:
+            if {"hub": None, **json.loads(marker.read_text())} != wanted:
                 raise ConfigurationError(
-                    f"{self.folder} holds a localnet with other miners, validators or run file: add --fresh to replace "
-                    "it, or --folder to use another place"
+                    f"{self.folder} holds a localnet with other miners, validators, hub or run file: add --fresh to "
+                    "replace it, or --folder to use another place"
                 )
             return False
         if self.folder.exists() and any(self.folder.iterdir()):
@@ -147,12 +150,14 @@ class Network:
             "axon.external_ip": ADDRESS,
             "axon.port": self._ports[self.layout.uids[name] - 1],
             "dht.ip": ADDRESS,
-            "hub.url": f"dir://{self.hub_folder}",
+            "hub.url": self.hub.url,
             "telemetry.jsonl": folder / "events.jsonl",
             "neuron.parent": os.getpid(),
         }
         if name in self.layout.validator_names:
             options["validator.until_epoch"] = until_epoch
+        if self.hub.endpoint is not None:
+            options["hub.endpoint"] = self.hub.endpoint
         for option, value in options.items():
             arguments += [f"--{option}", str(value)]
         return Command(name, arguments, folder)
@@ -163,8 +168,16 @@ class Network:
         return ["neurons.miner"] if kind is None else ["tests.adversaries.miner", "--adversary.kind", kind]
 
 
-def open_network(folder: Path, run: Path, miners: int, validators: int, adversaries: tuple[str, ...]) -> Network:
-    """The localnet that was asked for, not prepared yet.
+def open_network(
+    folder: Path,
+    run: Path,
+    miners: int,
+    validators: int,
+    adversaries: tuple[str, ...],
+    hub: str | None = None,
+    hub_endpoint: str | None = None,
+) -> Network:
+    """The localnet that was asked for, not prepared yet. `hub` is the URL of its hub, None for one in the folder.
 
     Raises:
         ConfigurationError: numbers that make no subnet, or a bad run file.
@@ -180,8 +193,8 @@ def open_network(folder: Path, run: Path, miners: int, validators: int, adversar
         raise ConfigurationError(
             f"{run} gives data to {spec.data.max_uids} uids: lower --miners or raise data.max_uids"
         )
-    layout = Layout(run_id=spec.run_id, miners=miners, validators=validators, adversaries=adversaries)
-    return Network(folder, layout, run)
+    layout = Layout(run_id=spec.run_id, miners=miners, validators=validators, adversaries=adversaries, hub=hub)
+    return Network(folder, layout, run, hub_endpoint)
 
 
 def _stake(state: State, validators: list[Keys]) -> None:

@@ -1,4 +1,4 @@
-"""After a round: measure the new state and put it on the hub, however far the run has moved on meanwhile."""
+"""After a round: measure the new state, put it on the hub, however far the run has moved on, and thin what is old."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from distributed_training.data.loader import IGNORED, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import HeldOut, NotPublished
+from distributed_training.events import EpochsThinned, HeldOut, NotPublished, NotThinned
 from distributed_training.hub.hub import Hub, ModelTag
+from distributed_training.hub.retention import Retention
 from distributed_training.model.files import write_state
 from distributed_training.model.state import State
 from template.errors import HubError
@@ -39,7 +40,8 @@ class Publication:
 class Publisher:
     """Publishes the states of one run. `held_out` are the batches that no miner is ever assigned.
 
-    `config` is the model's architecture, as config.json holds it; `folder` is where releases are put together.
+    `config` is the model's architecture, as config.json holds it; `folder` is where releases are put together;
+    `retention` says which releases stay on the hub.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Publisher:
         config: Mapping[str, Any],
         folder: Path,
         hub: Hub,
+        retention: Retention,
         held_out: list[MicroBatch],
         telemetry: Telemetry,
     ) -> None:
@@ -62,6 +65,7 @@ class Publisher:
         self._config = config
         self._folder = folder
         self._hub = hub
+        self._retention = retention
         self._held_out = [batch for batch in held_out if (batch.labels != IGNORED).any()]
         self._telemetry = telemetry
         self._waiting: asyncio.Queue[Publication] = asyncio.Queue(WAITING)
@@ -113,6 +117,19 @@ class Publisher:
             self._not_published(state.epoch, f"it cannot be written to {self._folder}: {error}; free some space")
         except HubError:
             return  # told by the hub as PublishFailed, with its reason
+        else:
+            await self.thin(state.epoch)
+
+    async def thin(self, epoch: int) -> None:
+        """Take off the hub what the rule does not keep; peers may still be told to fetch `epoch` or the one before."""
+        try:
+            held = await self._hub.epochs()
+            surplus = self._retention.surplus(held, spare=(epoch - 1, epoch))
+            if surplus:
+                await self._hub.remove(surplus)
+                self._telemetry.emit(EpochsThinned(uid=self._uid, removed=surplus, kept=len(held) - len(surplus)))
+        except HubError as error:
+            self._telemetry.emit(NotThinned(uid=self._uid, reason=str(error)))
 
     def _loss(self, state: State, batch: MicroBatch, engine: object) -> float:
         return self._auditor.held_out_loss(state.params, [batch])

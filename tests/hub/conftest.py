@@ -11,18 +11,23 @@ import pytest
 from safetensors.numpy import save_file
 
 from distributed_training.hub.directory import DirectoryHub
+from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub, ModelTag
 from distributed_training.hub.huggingface import HuggingFaceHub
-from distributed_training.hub.huggingface_client import Timeouts
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.hub.retry import RetryPolicy
+from distributed_training.hub.s3 import S3Hub
+from distributed_training.hub.s3_client import S3Address
 from template.config import Secret
 from template.telemetry import MemorySink, Telemetry
 from tests.servers.hub import HubServer, Repository
+from tests.servers.s3 import S3Server
 
 TOKEN = "hf_writerwriterwriter"
 READER = "hf_readerreaderreader"
 REPOSITORY = "org/nano"
+KEY, KEY_SECRET = "AKIAWRITERWRITERWRIT", "secretsecretsecretsecretsecretsecretsecr"
+READING_KEY = "AKIAREADERREADERREAD"
 
 # huggingface_hub 2.4.0 uploads LFS files with an argument that its HTTP client wants renamed
 library_warns = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload:DeprecationWarning")
@@ -30,6 +35,7 @@ library_warns = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload
 MakeFolder = Callable[..., Path]
 MakeTag = Callable[..., ModelTag]
 MakeHuggingFaceHub = Callable[..., HuggingFaceHub]
+MakeS3Hub = Callable[..., S3Hub]
 
 
 class HastyClock:
@@ -148,12 +154,66 @@ def make_huggingface_hub(
     return make
 
 
-@pytest.fixture(params=["memory", "directory", "huggingface"])
+@pytest.fixture
+def s3_server() -> Iterator[S3Server]:
+    with S3Server(keys={KEY: "write", READING_KEY: "read"}) as running:
+        yield running
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Sets the credentials that boto3 finds: these, and none of this machine."""
+
+    def set_to(key: str | None, profile: str | None) -> None:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID"):
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            monkeypatch.setenv(name, str(tmp_path / "aws" / name))
+        if key is not None:
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY_SECRET)
+        if profile is not None:
+            monkeypatch.setenv("AWS_PROFILE", profile)
+
+    return set_to
+
+
+@pytest.fixture
+def make_s3_hub(s3_server: S3Server, aws: Callable[..., None], telemetry: Telemetry, clock: HastyClock) -> MakeS3Hub:
+    """A hub at the test server that gives up after three tries."""
+
+    def make(
+        key: str | None = KEY,
+        profile: str | None = None,
+        bucket: str = "models",
+        prefix: str = "org/nano",
+        endpoint: str | None = None,
+        public_url: str | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> S3Hub:
+        aws(key, profile)
+        address = S3Address(
+            bucket=bucket, prefix=prefix, endpoint=endpoint or s3_server.url, region=None, public_url=public_url
+        )
+        return S3Hub(
+            address,
+            part_bytes=5 << 20,
+            retries=RetryPolicy(tries=3),
+            timeouts=timeouts or Timeouts(connect=5, idle=5, call=30, download=30),
+            telemetry=telemetry,
+            clock=clock,
+            jitter=lambda: 0.0,
+        )
+
+    return make
+
+
+@pytest.fixture(params=["memory", "directory", "huggingface", "s3"])
 def hub(request: pytest.FixtureRequest, tmp_path: Path, telemetry: Telemetry, clock: HastyClock) -> Hub:
     """An empty hub of each kind."""
     if request.param == "memory":
         return MemoryHub(telemetry=telemetry, clock=clock)
     if request.param == "directory":
         return DirectoryHub(tmp_path / "hub", telemetry=telemetry, clock=clock)
-    made: HuggingFaceHub = request.getfixturevalue("make_huggingface_hub")()
+    made: Hub = request.getfixturevalue(f"make_{request.param}_hub")()
     return made

@@ -1,4 +1,4 @@
-"""What every hub does: the contract of `distributed_training.hub.hub.Hub`, on all three implementations."""
+"""What every hub does: the contract of `distributed_training.hub.hub.Hub`, on all four implementations."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ async def test_an_empty_hub_has_no_release(hub: Hub, tmp_path: Path) -> None:
     """Nothing published means no releases, no latest one, and nothing to fetch."""
     assert await hub.releases() == ()
     assert await hub.latest() is None
+    assert await hub.epochs() == ()
     with pytest.raises(NotPublished, match="epoch 3"):
         await hub.fetch(3, tmp_path / "got")
     assert not (tmp_path / "got").exists()
@@ -65,6 +66,25 @@ async def test_releases_come_in_order_of_epoch(hub: Hub, make_folder: MakeFolder
     latest = await hub.latest()
     assert latest is not None
     assert latest.epoch == 10
+
+
+async def test_what_is_removed_is_gone_and_the_rest_stays(
+    hub: Hub, make_folder: MakeFolder, make_tag: MakeTag, tmp_path: Path
+) -> None:
+    """A removed epoch cannot be seen or fetched; the others are whole; removing it again is fine."""
+    for epoch in (1, 2, 3):
+        await hub.publish(make_folder(epoch), make_tag(epoch))
+    assert await hub.epochs() == (1, 2, 3)
+    await hub.remove([2, 1])
+    await hub.remove([1])
+    assert await hub.epochs() == (3,)
+    assert [release.epoch for release in await hub.releases()] == [3]
+    with pytest.raises(NotPublished):
+        await hub.fetch(1, tmp_path / "gone")
+    await hub.fetch(3, tmp_path / "got")
+    assert (tmp_path / "got" / "model.safetensors").read_bytes() == (
+        tmp_path / "model-3" / "model.safetensors"
+    ).read_bytes()
 
 
 async def test_publishing_the_same_state_again_changes_nothing(

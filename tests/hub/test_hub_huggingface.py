@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import MANIFEST, ModelTag
-from distributed_training.hub.huggingface_client import Timeouts
 from template.errors import HubError, HubUnavailable, NotPublished, TagConflict
 from template.telemetry import MemorySink
 from tests.hub.conftest import (

@@ -20,6 +20,7 @@ from distributed_training.hub.directory import DirectoryHub
 from distributed_training.hub.hub import FileDigest, Release, manifest_of, read_manifest
 from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.retry import RetryPolicy, retry_after
+from distributed_training.hub.s3 import S3Hub
 from template.clock import SystemClock
 from template.config import Secret
 from template.errors import ConfigurationError, HubError
@@ -162,7 +163,7 @@ def test_a_secret_that_was_copied_badly_is_refused_without_showing_it(value: str
 
 
 @pytest.mark.parametrize(
-    "url", ["", "/tmp/x", "dir://relative", "dir://", "hf://name", "hf://a/b/c", "hf://a/../b", "s3://b", "HF://a/b"]
+    "url", ["", "/tmp/x", "dir://relative", "dir://", "hf://name", "hf://a/b/c", "hf://a/../b", "s3://B", "HF://a/b"]
 )
 def test_an_unknown_url_is_refused_with_the_remedy(url: str) -> None:
     """The message shows the forms that are known."""
@@ -171,7 +172,16 @@ def test_an_unknown_url_is_refused_with_the_remedy(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tries": 0}, {"first_delay": 0.0}, {"idle_timeout": 0.0}, {"endpoint": "huggingface.co"}]
+    "wrong",
+    [
+        {"tries": 0},
+        {"first_delay": 0.0},
+        {"idle_timeout": 0.0},
+        {"endpoint": "huggingface.co"},
+        {"keep_last": 1},
+        {"part_bytes": 1 << 20},
+        {"public_url": "models.example.com"},
+    ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
     """At once, not at the first publication."""
@@ -184,4 +194,5 @@ def test_the_url_chooses_the_hub(tmp_path: Path, library: None) -> None:
     build = {"token": None, "telemetry": Telemetry(), "clock": SystemClock()}
     assert isinstance(build_hub(HubConfig(url=f"dir://{tmp_path}/hub"), **build), DirectoryHub)
     assert isinstance(build_hub(HubConfig(url="hf://org/name"), **build), HuggingFaceHub)
+    assert isinstance(build_hub(HubConfig(url="s3://bucket/a/b"), **build), S3Hub)
     assert list(tmp_path.iterdir()) == []

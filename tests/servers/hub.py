@@ -1,4 +1,4 @@
-"""A Hugging Face Hub for tests: model repositories over real sockets, with LFS, tokens and injected faults.
+"""A Hugging Face Hub for tests: model repositories over real sockets, with LFS, Xet, tokens and injected faults.
 
     with HubServer(tokens={"hf_writer": "write"}) as server:
         server.inject(Fault("POST", r"/commit/", status=500, times=2))
@@ -7,7 +7,10 @@
 
 Only what huggingface_hub calls for model repositories is there; anything else is answered with 404 and recorded in
 `requests`. LFS objects are served from a second port, as the real Hub serves them from another origin; a request that
-carries the token there is answered with 400. Xet is not offered: set HF_HUB_DISABLE_XET.
+carries the token there is answered with 400. With `xet`, a client that has hf_xet uploads and downloads through the
+store in `xet.py`; without, it must be told HF_HUB_DISABLE_XET=1, as a Hub without Xet is not foreseen by the library.
+
+    python -m tests.servers.hub [PORT]        # by hand, without Xet; the token hf_test may write
 """
 
 from __future__ import annotations
@@ -16,50 +19,22 @@ import base64
 import hashlib
 import json
 import re
-import socket
-import threading
+import sys
+import time
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
+
+from tests.servers.faults import Fault, Handler, Listener, Refusal, Request, State, serve_until_interrupted
+from tests.servers.xet import Cas
+
+__all__ = ["Blob", "Commit", "Fault", "HubServer", "Repository", "Request"]
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt")
 LFS_BYTES = 10_000_000
 DATE = "2026-01-01T00:00:00.000Z"
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests whose method and path (a regular expression) match.
-
-    The request waits until the event `hold` is set (at most ten seconds), if there is one; then `status` (with
-    `headers`) instead of an answer; or `close` the connection, `before` the request is carried out or `after` it; or
-    `flip` one bit of the answer's body; or `cut` the body after so many bytes. `reached` is set when it happens.
-    """
-
-    method: str
-    path: str
-    times: int = 1
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    message: str = "injected fault"
-    close: Literal["before", "after"] | None = None
-    flip: bool = False
-    cut: int | None = None
-    hold: threading.Event | None = None
-    reached: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request that arrived; `token` is what stood in its Authorization header."""
-
-    method: str
-    path: str
-    token: str | None
-    headers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -115,25 +90,16 @@ class Repository:
         return self.commits.get(oid)
 
 
-class Refusal(Exception):
-    """An error answer with the headers that the client goes by."""
-
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, headers or {}
-
-
-class HubServer:
+class HubServer(State):
     """The state, its two ports, and the faults; `tokens` maps a token to the right it gives, `read` or `write`."""
 
-    def __init__(self, tokens: dict[str, str]) -> None:
+    def __init__(self, tokens: dict[str, str], xet: bool = False, port: int = 0) -> None:
+        super().__init__()
         self.tokens = tokens
+        self.cas = Cas() if xet else None
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
-        self.lock = threading.RLock()
-        self._listeners = [_Listener(self, "api"), _Listener(self, "storage")]
+        self._listeners = [Listener(self, _Handler, "api", port), Listener(self, _Handler, "storage")]
 
     @property
     def url(self) -> str:
@@ -143,23 +109,6 @@ class HubServer:
     def storage_url(self) -> str:
         return self._listeners[1].url
 
-    def inject(self, fault: Fault) -> None:
-        with self.lock:
-            self.faults.append(fault)
-
-    def fault_for(self, method: str, path: str) -> Fault | None:
-        """The first fault in force for a request, used up by one."""
-        with self.lock:
-            for fault in self.faults:
-                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def asked(self, method: str, path: str) -> int:
-        """How many requests matched."""
-        return sum(r.method == method and re.search(path, r.path) is not None for r in self.requests)
-
     def __enter__(self) -> HubServer:
         for listener in self._listeners:
             listener.start()
@@ -168,47 +117,9 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.heal()
         for listener in self._listeners:
             listener.stop()
-
-
-class _Listener(ThreadingHTTPServer):
-    """One port. Stopping it closes every connection, so that no thread is left."""
-
-    daemon_threads = False
-    block_on_close = True
-    request_queue_size = 64
-
-    def __init__(self, hub: HubServer, role: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub, self.role = hub, role
-        self.open: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        for connection in tuple(self.open):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # the client was first
-        self.server_close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.open.discard(request)
-        super().shutdown_request(request)
 
 
 Route = Callable[["_Handler", re.Match[str]], None]
@@ -226,89 +137,40 @@ def route(method: str, pattern: str, role: str = "api") -> Callable[[Route], Rou
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
+_HASH = r"(?P<hash>[0-9a-f]{64})"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Listener
+class _Handler(Handler):
+    server: Listener
 
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-    # -- one request
-
-    def handle_one(self) -> None:
-        hub = self.server.hub
-        self.path, _, self.query = self.path.partition("?")
-        length = int(self.headers.get("Content-Length") or 0)
-        self.raw = self.rfile.read(length) if length else b""
-        self.fault = hub.fault_for(self.command, self.path)
+    def who(self) -> str | None:
         bearer = self.headers.get("Authorization")
-        self.token = bearer.removeprefix("Bearer ") if bearer else None
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        hub.requests.append(Request(self.command, self.path, self.token, headers))
-        try:
-            self._answer()
-        except Refusal as refusal:
-            self._refuse(refusal)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client has gone
+        return bearer.removeprefix("Bearer ") if bearer else None
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one  # noqa: N815  # names that http.server wants
-
-    def _answer(self) -> None:
-        if self.fault:
-            self.fault.reached.set()
-        if self.fault and self.fault.hold:
-            self.fault.hold.wait(10)
-        if self.fault and self.fault.status is not None:
-            raise Refusal(self.fault.status, "Injected", self.fault.message, self.fault.headers)
-        if self.fault and self.fault.close == "before":
-            return self._hang_up()
+    def carry_out(self) -> None:
         for role, method, pattern, function in ROUTES:
             match = pattern.fullmatch(self.path)
             if match and role == self.server.role and method == self.command.replace("HEAD", "GET"):
+                if self.command in ("GET", "HEAD"):  # outside the lock: a reader may be made to wait
+                    return function(self, match)
                 with self.server.hub.lock:
                     return function(self, match)
         raise Refusal(404, "NotFound", f"no route {self.path}")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal), **refusal.headers}
-        self.fault = None
         self.send({"error": str(refusal)}, refusal.status, headers)
 
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def send(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        if self.fault and self.fault.close == "after":
-            return self._hang_up()
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        if self.fault and self.fault.flip:
-            content = bytes([content[0] ^ 1]) + content[1:]
-        self.send_response(status)
-        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.fault and self.fault.cut is not None:
-            self.wfile.write(content[: self.fault.cut])
-            return self._hang_up()
-        self.wfile.write(content)
-
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
-        """The bytes asked for: all of them, or from `Range: bytes=N-` on."""
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        """The bytes asked for: all of them, or those of `Range: bytes=N-` or `bytes=N-M`."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not asked:
             return self.send(content, 200, headers)
         start, size = int(asked[1]), len(content)
         if start >= size:
             raise Refusal(416, "Range", "nothing there", {"Content-Range": f"bytes */{size}"})
-        return self.send(content[start:], 206, headers | {"Content-Range": f"bytes {start}-{size - 1}/{size}"})
+        last = min(int(asked[2]), size - 1) if asked[2] else size - 1
+        return self.send(content[start : last + 1], 206, headers | {"Content-Range": f"bytes {start}-{last}/{size}"})
 
     # -- rights
 
@@ -363,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
     @route("GET", f"/api/models/{_REPO}/refs")
     def refs(self, match: re.Match[str]) -> None:
         repository = self.repository(match)
-        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repository.tags.items()]
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in tuple(repository.tags.items())]
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": repository.main}
         self.send({"branches": [main], "tags": tags, "converts": []})
 
@@ -420,6 +282,10 @@ class _Handler(BaseHTTPRequestHandler):
         if key == "file":
             tree[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
         elif key == "lfsFile":
+            cas = self.server.hub.cas
+            stored = cas.content(value["oid"]) if cas else None
+            if stored is not None:
+                self.server.hub.objects[value["oid"]] = stored
             if value["oid"] not in self.server.hub.objects:
                 raise Refusal(400, "BadRequest", "LFS pointer pointed to a file that does not exist")
             tree[value["path"]] = Blob(self.server.hub.objects[value["oid"]], lfs=True)
@@ -436,6 +302,13 @@ class _Handler(BaseHTTPRequestHandler):
         repository.tags[name] = commit.oid
         self.send({}, 201)
 
+    @route("DELETE", f"/api/models/{_REPO}/tag/(?P<tag>[^/]+)")
+    def untag(self, match: re.Match[str]) -> None:
+        repository = self.repository(match, write=True)
+        if repository.tags.pop(urllib.parse.unquote(match["tag"]), None) is None:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {match['tag']}")
+        self.send(b"")
+
     @route("GET", f"/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
     def resolve(self, match: re.Match[str]) -> None:
         commit = self.commit_of(self.repository(match), match)
@@ -447,15 +320,60 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_file(blob.content, headers | {"ETag": f'"{blob.oid}"'})
         headers |= {"ETag": f'"{blob.sha256}"', "X-Linked-ETag": f'"{blob.sha256}"'}
         headers |= {"X-Linked-Size": str(len(blob.content))}
+        hub: HubServer = self.server.hub
+        if hub.cas and blob.sha256 in hub.cas.by_sha256:
+            route = f"{hub.url}/api/models/{match['repo']}/xet-read-token/{commit.oid}"
+            headers |= {"X-Xet-Hash": hub.cas.by_sha256[blob.sha256], "X-Xet-Refresh-Route": route}
+            headers |= {"Link": f'<{route}>; rel="xet-auth"'}
         headers |= {"Location": f"{self.server.hub.storage_url}/objects/{blob.sha256}"}
         return self.send(b"", 302, headers)
 
+    @route("GET", f"/api/models/{_REPO}/xet-(?P<right>read|write)-token/(?P<revision>[^/]+)")
+    def xet_token(self, match: re.Match[str]) -> None:
+        """Access to the store of chunks, for an hour."""
+        self.repository(match, write=match["right"] == "write")
+        hub, until = self.server.hub, int(time.time()) + 3600
+        if hub.cas is None:
+            raise Refusal(404, "NotFound", "no Xet here")
+        headers = {"X-Xet-Cas-Url": f"{hub.storage_url}/cas", "X-Xet-Access-Token": "xet"}
+        headers |= {"X-Xet-Token-Expiration": str(until)}
+        self.send({"accessToken": "xet", "exp": until, "casUrl": f"{hub.storage_url}/cas"}, 200, headers)
+
     # -- the other origin
+
+    @route("POST", f"/cas/v1/xorbs/default/{_HASH}", role="storage")
+    def put_xorb(self, match: re.Match[str]) -> None:
+        new = match["hash"] not in self.server.hub.cas.xorbs
+        self.server.hub.cas.xorbs[match["hash"]] = self.raw
+        self.send({"was_inserted": new})
+
+    @route("POST", "/cas/v1/shards", role="storage")
+    def put_shard(self, match: re.Match[str]) -> None:
+        self.server.hub.cas.add_shard(self.raw)
+        self.send({"result": 1})
+
+    @route("POST", "(/cas)?/v1/telemetry", role="storage")
+    def telemetry(self, match: re.Match[str]) -> None:
+        self.send({})
+
+    @route("GET", f"/cas/v1/reconstructions/{_HASH}", role="storage")
+    def reconstruction(self, match: re.Match[str]) -> None:
+        cas: Cas = self.server.hub.cas
+        if match["hash"] not in cas.files:
+            raise Refusal(404, "NotFound", "no such file")
+        found = cas.reconstruction(match["hash"], self.headers.get("Range"), self.server.hub.storage_url)
+        if found is None:
+            raise Refusal(416, "Range", "nothing there")
+        self.send(found)
+
+    @route("GET", f"/xorbs/{_HASH}", role="storage")
+    def xorb(self, match: re.Match[str]) -> None:
+        self.send_file(self.server.hub.cas.xorbs[match["hash"]], {"Accept-Ranges": "bytes"})
 
     @route("PUT", "/objects/(?P<oid>[0-9a-f]{64})", role="storage")
     def put_object(self, match: re.Match[str]) -> None:
         if hashlib.sha256(self.raw).hexdigest() != match["oid"]:
-            raise Refusal(400, "BadDigest", "sha256 mismatch")
+            raise Refusal(400, "BadDigest", "BadDigest: the bytes do not have the sha256 that was stated")
         self.server.hub.objects[match["oid"]] = self.raw
         self.send(b"")
 
@@ -490,3 +408,14 @@ def _upload_mode(file: dict[str, Any], held: Blob | None) -> dict[str, Any]:
     if held:
         answer["oid"] = held.sha256 if held.lfs else held.oid
     return answer
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    with HubServer(tokens={"hf_test": "write"}, port=port) as server:
+        serve_until_interrupted(server.url)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import pytest
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Engine
 from distributed_training.hub.memory import MemoryHub
+from distributed_training.hub.retention import Retention
 from distributed_training.model.files import read_state
 from distributed_training.validator.publisher import WAITING, Publication, Publisher
 from template.clock import ManualClock
@@ -28,6 +29,7 @@ def publisher_of(net: Subnet, hub: MemoryHub, *, held_out: bool = True) -> Publi
         config=neuron.engine.architecture,
         folder=folder,
         hub=hub,
+        retention=Retention(keep_last=3, keep_every=4),
         held_out=net.loader.held_out() if held_out else [],
         telemetry=neuron.telemetry,
     )
@@ -64,6 +66,29 @@ async def test_a_state_is_published_with_its_loss(tmp_path: Path) -> None:
         whole = await neuron.worker.run(lambda engine: engine.held_out_loss(net.loader.held_out()))
         assert release.held_out_loss == pytest.approx(whole, rel=1e-5)
         assert list((tmp_path / "validator").iterdir()) == []
+
+
+async def test_old_epochs_are_thinned_by_the_rule(tmp_path: Path) -> None:
+    """After each publication; what goes is told, the last ones and every fourth stay."""
+    async with subnet(tmp_path) as net:
+        hub = hub_of(net)
+        publisher = publisher_of(net, hub)
+        for _ in range(7):
+            await publisher.publish(await next_state(net))
+        assert await hub.epochs() == (4, 5, 6, 7)
+        assert [event["removed"] for event in net.neurons[0].told("EpochsThinned")] == [(1,), (2,), (3,)]
+
+
+async def test_a_hub_that_cannot_be_thinned_is_told(tmp_path: Path) -> None:
+    """One event with the reason, and nothing is lost."""
+    async with subnet(tmp_path) as net:
+        hub = hub_of(net)
+        publisher = publisher_of(net, hub)
+        await publisher.publish(await next_state(net))
+        hub.reachable = False
+        await publisher.thin(1)
+        (told,) = net.neurons[0].told("NotThinned")
+        assert "switched off" in told["reason"]
 
 
 async def test_a_state_is_published_though_the_run_has_moved_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.hub.memory import MemoryHub
+from distributed_training.hub.retention import Retention
 from distributed_training.schedule import Exclusion
 from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
@@ -64,6 +65,7 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
             config=neuron.engine.architecture,
             folder=net.folder,
             hub=hub,
+            retention=Retention(keep_last=3, keep_every=4),
             held_out=net.loader.held_out(),
             telemetry=telemetry,
         ),
