@@ -121,12 +121,15 @@ class CatchUp:
     ) -> bool:
         """Catch up if need be. Returns whether this neuron is in step now.
 
-        `views` includes this neuron's own; `validators` is how many of them the chain has. `more` is asked for others
-        who may have the state, only if it has to be fetched.
+        `views` includes a validator's own; `validators` is how many of them the chain has. The views of miners alone,
+        ours included, count for each other where no validator answers. `more` is asked for others who may have the
+        state, only if it has to be fetched.
         """
         views = tuple(views)
         mine = self._state()
         right = schedule.majority_state(views, stakes)
+        if right is None and not any(view.is_validator for view in views):
+            right = schedule.miners_state(views)
         if right is None and not self.settled:
             right = self._first_agreement(views, stakes, validators)
             if right is None:
@@ -150,13 +153,23 @@ class CatchUp:
     ) -> tuple[int, str] | None:
         """The state to begin with where nobody is settled: that of all validators, or of most after some patience.
 
+        Then it is also believed that the miners have gone on by themselves, if no validator was there meanwhile.
         Without any validator it is our own: there is nobody to agree with.
         """
         standing = [replace(view, settled=True) for view in views if view.is_validator]
         agreed = len({view.state for view in standing}) == 1 and len(standing) >= validators
-        if not agreed and validators and self._clock.monotonic() - self._started < self._config.patience:
+        ahead = schedule.gone_on(views)
+        behind_us = standing and max(view.epoch for view in standing) < self._state()[0]
+        patience = self._config.patience * (2 if behind_us else 1)  # they may be about to follow the miners
+        hasty = not agreed or ahead is not None or behind_us
+        if hasty and validators and self._clock.monotonic() - self._started < patience:
             return None
-        return schedule.majority_state(standing, stakes) or self._state()
+        return ahead or schedule.majority_state(standing, stakes) or self._state()
+
+    def unsettle(self) -> None:
+        """Find out anew where the others stand, as after a start: they may have gone on without us."""
+        self.settled = False
+        self._started = self._clock.monotonic()
 
     def _state(self) -> tuple[int, str]:
         work = self._engine.work

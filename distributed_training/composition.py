@@ -21,6 +21,7 @@ from bittensor import Client, Wallet
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import binding_is_valid, sign_binding
 from distributed_training.averaging.introduction import Introductions
+from distributed_training.averaging.matchmaking import Matchmaker
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
@@ -34,6 +35,7 @@ from distributed_training.events import CatchUpFailed, CaughtUp, NeuronStarted
 from distributed_training.hub.build import build_hub
 from distributed_training.hub.hub import Hub
 from distributed_training.keeper import Keeper
+from distributed_training.miner.fallback import Fallback
 from distributed_training.miner.miner import Miner
 from distributed_training.node import Node
 from distributed_training.peers import Census, KnownPeers
@@ -136,6 +138,7 @@ async def open_miner(
             keeper=parts.training.keeper,
             census=parts.census,
             catch_up=parts.catch_up,
+            fallback=_fallback(parts),
             telemetry=telemetry,
             clock=parts.base.clock,
         )
@@ -144,6 +147,19 @@ async def open_miner(
         tasks.start("chain", parts.base.chain.run, RESTART)
         tasks.start("miner", miner.run)
         yield miner
+
+
+def _fallback(parts: Parts) -> Fallback:
+    base, network = parts.base, parts.network
+    matchmaker = Matchmaker(network.peer, network.peer, allow=network.known.__contains__, telemetry=base.telemetry)
+    return Fallback(
+        spec=base.spec,
+        chain=base.chain,
+        node=parts.node,
+        matchmaker=matchmaker,
+        telemetry=base.telemetry,
+        clock=base.clock,
+    )
 
 
 @asynccontextmanager

@@ -84,6 +84,26 @@ class RoundLed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FallbackTried(Event):
+    """An attempt of the miners to end an epoch by themselves, `silent_blocks` after a validator was last heard of.
+
+    `candidates` could have been in the group, which had to have `needed` members; `found` were in it.
+    """
+
+    uid: int
+    epoch: int
+    block: int
+    silent_blocks: int
+    candidates: list[int]
+    needed: int
+    found: list[int]
+    round_id: str
+    completed: bool
+    ended: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRefused(Event):
     """This neuron did not take part in a round it was asked to join."""
 

@@ -28,6 +28,7 @@ from distributed_training.model.state import State
 from distributed_training.peers import KnownPeers, validators_of
 from distributed_training.protocol import AllReduce, AllReduceResponse, IsAlive, IsAliveResponse, PeerBinding
 from distributed_training.run import RunSpec
+from distributed_training.silence import Silence
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.errors import AveragingError, CorruptState, NotRegistered, Refused, StateError
@@ -110,6 +111,7 @@ class Node:
         self._clock = clock
         self._turn = turn
         self._on_ended: OnEnded | None = None
+        self.silence = Silence(chain, clock)  # of validators
 
     @property
     def in_round(self) -> bool:
@@ -158,11 +160,18 @@ class Node:
                 f"{metagraph.block}: register it again, then start this neuron again"
             )
 
+    def hear(self, uid: int) -> None:
+        """That neuron is alive; if it is a validator, miners do not go on without."""
+        if uid in self._validators():
+            self.silence.heard()
+
     async def _is_alive(self, request: IsAlive, caller: Caller) -> IsAliveResponse:
+        self.hear(caller.uid)
         return self.status()
 
     async def _all_reduce(self, request: AllReduce, caller: Caller) -> AllReduceResponse:
         validators, turn = self._validators(), self._spec.epoch.turn_blocks
+        self.hear(caller.uid)
         try:
             require_leader(request, caller.uid, validators, self._chain.block, turn)
             return await self.take_part(request)

@@ -100,7 +100,8 @@ class EpochSpec:
 
     The right to lead passes to the next validator every `turn_blocks`; one leader makes at most `attempts` a turn. A
     validator is who has a permit and at least `validator_stake` (TAO as the chain weighs it): a permit alone is given
-    to miners as well, once they own a little of what they earned.
+    to miners as well, once they own a little of what they earned. Miners that heard of no validator for
+    `fallback_blocks` end epochs by themselves, with a try every `turn_blocks` (0: they wait for a validator).
 
     With `overlap` miners go on computing while a round runs: the gradients of an epoch are taken at the state before,
     so that each update is applied one epoch late. What a miner puts in is then fixed from the first attempt on.
@@ -112,12 +113,19 @@ class EpochSpec:
     turn_blocks: int
     attempts: int
     validator_stake: float
+    fallback_blocks: int
     overlap: bool = False
 
     def __post_init__(self) -> None:
         for name in ("target_samples", "max_blocks", "min_miners", "turn_blocks", "attempts"):
             _require(getattr(self, name) >= 1, f"epoch.{name} must be at least 1")
         _require(self.validator_stake >= 0, "epoch.validator_stake must not be negative")
+        slowest = self.max_blocks + self.turn_blocks
+        _require(
+            self.fallback_blocks == 0 or self.fallback_blocks >= slowest,
+            f"epoch.fallback_blocks must be 0 (off) or at least {slowest}, max_blocks + turn_blocks: validators may "
+            "merely be slow",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ are arguments, so every neuron that sees the same chain comes to the same answer
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,48 @@ def majority_state(views: Iterable[View], stakes: Sequence[float]) -> tuple[int,
             weight[view.state] += stakes[view.uid]
     total = sum(weight.values())
     return max((state for state, held in weight.items() if held >= NEARLY_HALF * total), default=None)
+
+
+def miners_state(views: Iterable[View]) -> tuple[int, str] | None:
+    """The (epoch, state hash) that more than half of the miners stand at, or None: what counts without validators."""
+    states = [view.state for view in views if not view.is_validator]
+    return next((state for state in set(states) if 2 * states.count(state) > len(states)), None)
+
+
+def gone_on(views: Sequence[View]) -> tuple[int, str] | None:
+    """Where the miners went on to while all validators were away: their state, if it is later than any validator's.
+
+    A validator that was there all the time knows better, so a single settled one makes their word count for nothing.
+    """
+    validators = [view for view in views if view.is_validator]
+    ahead = miners_state(views)
+    if ahead is None or any(view.settled or view.epoch >= ahead[0] for view in validators):
+        return None
+    return ahead
+
+
+def without_validators(silent_blocks: int, spec: EpochSpec) -> bool:
+    """Whether miners that heard of no validator for so long may go on by themselves."""
+    return 0 < spec.fallback_blocks <= silent_blocks
+
+
+def fallback_due(block: int, silent_blocks: int, tried: int, spec: EpochSpec) -> bool:
+    """Whether an agreed block has come since `tried` at which the miners were without validators already.
+
+    All miners agree on every `turn_blocks`-th block, so they look for a group at about the same time.
+    """
+    since = block % spec.turn_blocks
+    return block - since > tried and without_validators(silent_blocks - since, spec)
+
+
+def quorum_of(count: int, quorum: float) -> int:
+    """The least number of `count` that hold the quorum."""
+    return math.ceil(quorum * count - 1e-9)  # 0.6 * 5 is a little more than 3
+
+
+def holds(present: Collection[str], of: Collection[str], quorum: float) -> bool:
+    """Whether those present hold the quorum of `of`: no two groups without a common member can."""
+    return len(set(present) & set(of)) >= quorum_of(len(set(of)), quorum)
 
 
 def overtaken(views: Iterable[View], epoch: int) -> bool:

@@ -20,6 +20,8 @@ from distributed_training.averaging import memory as streams
 from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.binding import sign_binding
 from distributed_training.averaging.introduction import Introductions
+from distributed_training.averaging.matchmaking import Matchmaker, MatchmakingLimits
+from distributed_training.averaging.noticeboard import MemoryNotices
 from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.composition import EngineFactory, honest_engine
@@ -30,12 +32,14 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.hub.hub import Hub
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.keeper import Keeper
+from distributed_training.miner.fallback import Fallback
 from distributed_training.miner.miner import Miner
 from distributed_training.node import EndedRound, Node
 from distributed_training.peers import Census, KnownPeers
 from distributed_training.protocol import AllReduce, Deadlines
 from distributed_training.run import AuditSpec, AveragingSpec, DataSpec, EpochSpec, RunSpec
 from distributed_training.schedule import View, group
+from distributed_training.silence import Silence
 from template.chain.metagraph import AxonInfo, Metagraph
 from template.clock import Clock, SystemClock
 from template.telemetry import MemorySink, Telemetry
@@ -45,7 +49,15 @@ from template.transport.memory import HOST, MemoryNetwork
 from tests.data.corpora import write_text
 from tests.engine import tiny
 
-EPOCH = EpochSpec(target_samples=4, max_blocks=5, min_miners=1, turn_blocks=5, attempts=3, validator_stake=10.0)
+EPOCH = EpochSpec(
+    target_samples=4,
+    max_blocks=5,
+    min_miners=1,
+    turn_blocks=5,
+    attempts=3,
+    validator_stake=10.0,
+    fallback_blocks=10,
+)
 AVERAGING = AveragingSpec(
     codec="none",
     error_feedback=False,
@@ -167,6 +179,7 @@ class Subnet:
     wire: MemoryNetwork
     streams: streams.MemoryNetwork
     neurons: dict[int, Neuron]
+    notices: MemoryNotices = field(default_factory=MemoryNotices)
     at_will: bool = False  # whether miners train by themselves once they are resumed
 
     def next_batch(self, uid: int) -> Callable[[int, int], MicroBatch | None]:
@@ -226,6 +239,24 @@ class Subnet:
             turn=neuron.turn,
         )
 
+    def fallback(self, uid: int, clock: Clock | None = None, search_seconds: float = 5.0) -> Fallback:
+        """How a miner goes on without validators; `clock` measures the silence, too."""
+        neuron, clock = self.neurons[uid], clock or SystemClock()
+        neuron.node.silence = Silence(self.chain, clock)
+        board = self.notices.board(neuron.transport.peer_id)
+        limits = MatchmakingLimits(request=0.5, wait=1.5, search=search_seconds, poll=0.02)
+        matchmaker = Matchmaker(
+            neuron.transport, board, allow=neuron.known.__contains__, telemetry=neuron.telemetry, limits=limits
+        )
+        return Fallback(
+            spec=self.spec,
+            chain=self.chain,
+            node=neuron.node,
+            matchmaker=matchmaker,
+            telemetry=neuron.telemetry,
+            clock=clock,
+        )
+
     def miner(self, uid: int, clock: Clock | None = None) -> Miner:
         """A whole miner around a neuron that is not attached yet."""
         neuron, clock = self.neurons[uid], clock or SystemClock()
@@ -238,6 +269,7 @@ class Subnet:
             keeper=neuron.keeper,
             census=self.census(uid),
             catch_up=self.catch_up(uid, MemoryHub(telemetry=neuron.telemetry, clock=clock), clock),
+            fallback=self.fallback(uid, clock),
             telemetry=neuron.telemetry,
             clock=clock,
         )

@@ -311,3 +311,77 @@ async def test_who_starts_waits_to_hear_from_all_validators(tmp_path: Path) -> N
         assert not at.catch_up.settled
         assert await at.catch_up.check(unsettled, STAKES, 3)
         assert at.catch_up.settled
+
+
+@asynccontextmanager
+async def gone_on(folder: Path, uid: int) -> AsyncIterator[tuple[Subnet, CatchUp, ManualClock]]:
+    """Two validators (uids 0, 1), and three miners that ended an epoch without them; how `uid` gets in step."""
+    async with subnet(folder, miners=3, validators=2) as net:
+        for miner in (2, 3, 4):
+            if miner != uid:
+                await step(net.neurons[miner], 1.0)
+        clock = ManualClock()
+        catch_up = net.catch_up(uid, MemoryHub(telemetry=Telemetry(), clock=clock), clock)
+        async with serving(net.neurons[2]), serving(net.neurons[3]):
+            yield net, catch_up, clock
+
+
+def views_of(net: Subnet, *uids: int, settled: bool = False) -> list[View]:
+    """What these neurons say; `settled` is what validators say of that."""
+    return [dataclasses.replace(v, settled=settled) for v in net.views() if v.uid in uids]
+
+
+async def test_validators_that_were_all_away_follow_the_miners(tmp_path: Path) -> None:
+    """After some patience, in which one that was there all the time could have answered."""
+    async with gone_on(tmp_path, uid=0) as (net, catch_up, clock):
+        assert not await catch_up.check(views_of(net, 0, 1, 2, 3, 4), STAKES, 2)
+        await clock.advance(10)
+        assert await catch_up.check(views_of(net, 0, 1, 2, 3, 4), STAKES, 2)
+        assert net.neurons[0].state == net.neurons[2].state
+        await catch_up.check(views_of(net, 0, 1, 2, 3, 4), STAKES, 2)
+        assert catch_up.settled
+
+
+async def test_miners_alone_cannot_overrule_validators_that_stand_together(tmp_path: Path) -> None:
+    """Nor even a single one that was there all the time."""
+    async with gone_on(tmp_path, uid=0) as (net, catch_up, clock):
+        await clock.advance(100)
+        views = views_of(net, 0, 2, 3, 4) + views_of(net, 1, settled=True)
+        assert await catch_up.check(views, STAKES, 2)
+        assert (net.neurons[0].engine.epoch, catch_up.settled) == (0, True)
+
+
+async def test_a_validator_that_heard_no_miner_for_long_asks_anew(tmp_path: Path) -> None:
+    """Its patience begins anew, too."""
+    async with gone_on(tmp_path, uid=0) as (net, catch_up, clock):
+        catch_up.settled = True
+        await clock.advance(100)
+        catch_up.unsettle()
+        assert not catch_up.settled
+        assert not await catch_up.check(views_of(net, 0, 1, 2, 3, 4), STAKES, 2)
+        await clock.advance(10)
+        assert await catch_up.check(views_of(net, 0, 1, 2, 3, 4), STAKES, 2)
+        assert net.neurons[0].engine.epoch == 1
+
+
+async def test_a_miner_follows_the_other_miners_where_no_validator_answers(tmp_path: Path) -> None:
+    """More than half of them; a single one is not followed, and any validator's word is worth more."""
+    async with gone_on(tmp_path, uid=4) as (net, catch_up, _):
+        catch_up.settled = True
+        assert await catch_up.check(views_of(net, 2, 4), STAKES, 2)
+        assert await catch_up.check(views_of(net, 0, 2, 3, 4), STAKES, 2)
+        assert net.neurons[4].engine.epoch == 0
+        assert await catch_up.check(views_of(net, 2, 3, 4), STAKES, 2)
+        assert net.neurons[4].state == net.neurons[2].state
+
+
+async def test_a_miner_that_starts_ahead_of_the_validators_gives_them_time_to_follow(tmp_path: Path) -> None:
+    """All were stopped and started again: what the miners did meanwhile is not thrown away at once."""
+    async with gone_on(tmp_path, uid=0) as (net, _, clock):
+        catch_up = net.catch_up(3, MemoryHub(telemetry=Telemetry(), clock=clock), clock)
+        await clock.advance(15)
+        assert not await catch_up.check(views_of(net, 0, 1), STAKES, 2)
+        for uid in (0, 1):
+            await step(net.neurons[uid], 1.0)
+        assert await catch_up.check(views_of(net, 0, 1), STAKES, 2)
+        assert net.neurons[3].told("OutOfStep") == []

@@ -79,6 +79,8 @@ def test_values_are_those_of_the_file() -> None:
         ("ema = 0.2", "ema = 0.0", r"scoring\.ema must lie in \(0, 1\]"),
         ("bandwidth_share = 0.2", "bandwidth_share = 1.1", r"scoring\.bandwidth_share must lie in \[0, 1\]"),
         ("reference_rate = 1e6", "reference_rate = 0", r"scoring\.reference_rate must be positive"),
+        ("fallback_blocks = 100 ", "fallback_blocks = 49 ", r"epoch\.fallback_blocks must be 0 \(off\) or at least 50"),
+        ("fallback_blocks = 100 ", "fallback_blocks = -1 ", r"epoch\.fallback_blocks must be 0 \(off\) or at least 50"),
         ("attempts = 3", "attempts = 0", r"epoch\.attempts must be at least 1"),
         ("max_weight = 512 ", "max_weight = 0 ", r"averaging\.max_weight must be positive"),
         ("miners_per_epoch = 16", "miners_per_epoch = 0", r"audit\.miners_per_epoch must be at least 1"),

@@ -12,7 +12,15 @@ from distributed_training.protocol import PeerBinding
 from distributed_training.run import EpochSpec
 from distributed_training.schedule import View
 
-SPEC = EpochSpec(target_samples=100, max_blocks=10, min_miners=2, turn_blocks=5, attempts=3, validator_stake=1.0)
+SPEC = EpochSpec(
+    target_samples=100,
+    max_blocks=10,
+    min_miners=2,
+    turn_blocks=5,
+    attempts=3,
+    validator_stake=1.0,
+    fallback_blocks=20,
+)
 STATE = (3, "a" * 64)
 
 
@@ -129,3 +137,54 @@ def test_a_first_hiccup_costs_the_epoch_and_habit_costs_more() -> None:
     assert schedule.excluded(again, 12) == {"a"}
     assert schedule.forgive(again, {"b"}) == again
     assert schedule.forgive(schedule.forgive(again, {"a"}), {"a"}) == {}
+
+
+def test_miners_go_on_only_after_long_silence_and_at_agreed_blocks() -> None:
+    """Off at 0; every fifth block, if the silence had lasted long enough by then, once each."""
+    off = dataclasses.replace(SPEC, fallback_blocks=0)
+    assert not schedule.without_validators(10**6, off)
+    assert [schedule.without_validators(silent, SPEC) for silent in (0, 19, 20)] == [False, False, True]
+    due = {block: schedule.fallback_due(block, block - 100, -1, SPEC) for block in range(118, 127)}
+    assert [block for block, yes in due.items() if yes] == [120, 121, 122, 123, 124, 125, 126]
+    assert not schedule.fallback_due(123, 23, 120, SPEC)
+    assert schedule.fallback_due(125, 25, 120, SPEC)
+    assert not schedule.fallback_due(123, 22, -1, SPEC)  # at block 120 it had lasted 19
+    assert schedule.fallback_due(125, 24, -1, SPEC)
+
+
+@given(st.sets(st.integers(0, 40), min_size=1), st.data(), st.sampled_from([0.51, 0.6, 0.67, 0.75, 1.0]))
+def test_no_two_groups_without_a_common_member_hold_the_quorum(
+    of: set[int], data: st.DataObject, quorum: float
+) -> None:
+    """Of any electorate, split in any way; the least number that holds it is exactly `quorum_of`."""
+    names = {f"hotkey{uid}" for uid in of}
+    one = data.draw(st.sets(st.sampled_from(sorted(names))))
+    assert not (schedule.holds(one, names, quorum) and schedule.holds(names - one, names, quorum))
+    assert schedule.holds(one, names, quorum) == (len(one) >= schedule.quorum_of(len(names), quorum))
+    assert len(names) >= schedule.quorum_of(len(names), quorum) > len(names) / 2
+
+
+def test_a_stranger_to_an_electorate_does_not_count() -> None:
+    """However many there are; 3 of 5 are 0.6."""
+    assert not schedule.holds({"a", "b", "x", "y"}, {"a", "b", "c", "d", "e"}, 0.6)
+    assert schedule.holds({"a", "b", "c"}, {"a", "b", "c", "d", "e"}, 0.6)
+
+
+def test_without_validators_most_of_the_miners_are_right() -> None:
+    """More than half; validators do not count here."""
+    other = (4, "b" * 64)
+    views = [view(1, validator=True, state=other), view(2), view(3), view(4, state=other)]
+    assert schedule.miners_state(views) == STATE
+    assert schedule.miners_state([*views, view(5, state=other)]) is None
+    assert schedule.miners_state([]) is None
+
+
+def test_miners_are_believed_to_have_gone_on_only_if_no_validator_was_there() -> None:
+    """Validators that stand together at a state, or one that is settled or as far, are not overruled."""
+    ahead = (5, "b" * 64)
+    miners = [view(uid, state=ahead) for uid in (3, 4, 5)]
+    away = [dataclasses.replace(view(uid, validator=True), settled=False) for uid in (1, 2)]
+    assert schedule.gone_on([*away, *miners]) == ahead
+    assert schedule.gone_on([away[0], view(2, validator=True), *miners]) is None
+    assert schedule.gone_on([away[0], dataclasses.replace(away[1], epoch=5), *miners]) is None
+    assert schedule.gone_on([*away, *miners[:1], view(4), view(5)]) is None

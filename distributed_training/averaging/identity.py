@@ -140,6 +140,21 @@ def certified_peer(certificate: bytes, now: datetime.datetime) -> str:
     return peer_id_of(content.public_key)
 
 
+def signed_by(public_key: bytes, signature: bytes, data: bytes) -> bool:
+    """Whether the host key behind `public_key` (libp2p's protobuf) signed `data`.
+
+    Raises:
+        AveragingError: that is no public key that can be used.
+    """
+    try:
+        _verify(SignedKey(public_key=public_key, signature=signature), data)
+    except InvalidSignature:
+        return False
+    except (ValueError, TypeError, DecodeError) as error:
+        raise AveragingError(f"not a public key: {error}") from error
+    return True
+
+
 def _extension(extensions: list[x509.Extension[x509.ExtensionType]]) -> bytes:
     """The libp2p extension's bytes; no other extension may be critical."""
     content: bytes | None = None

@@ -1,7 +1,8 @@
 """A neuron's place in the peer-to-peer network: its libp2p daemon, its streams and its node of hivemind's DHT.
 
 The DHT node lives in the neuron's own event loop, so nothing is forked beside torch's threads, and the daemon dies with
-the neuron, however that ends. What the DHT says is unsigned hearsay: use it for hints, never for a decision.
+the neuron, however that ends. A record of the DHT is its owner's word (records.py), and may be kept from us: use it
+for hints, never for a decision.
 """
 
 from __future__ import annotations
@@ -9,28 +10,30 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hivemind.dht.node import DHTNode
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.p2pclient import Client
 from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.timed_storage import get_dht_time
 
 from distributed_training.averaging.daemon import Daemon
 from distributed_training.averaging.direct import DirectConfig, DirectTransport
 from distributed_training.averaging.identity import HostKey
 from distributed_training.averaging.libp2p import Libp2pStream, Libp2pTransport, parse_peer
+from distributed_training.averaging.noticeboard import Addresses
+from distributed_training.averaging.records import OwnRecords
 from distributed_training.averaging.streams import Handler
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
 
-MAX_DHT_VALUE = 4096  # bytes
+MAX_PEER_ID = 64  # bytes
+MEET_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ class PeerConfig:
     start_seconds: float = 20.0
     start_attempts: int = 3
     dht_seconds: float = 10.0
+    meet_seconds: float = 4.0
     map_port: bool = False
     relay: bool = False
     direct_port: int = 0
@@ -63,8 +67,8 @@ class PeerConfig:
             raise AveragingError(f"dht host must be an IP address, not {self.host!r}") from None
         if not 0 <= self.port <= 65535:
             raise AveragingError(f"dht port must lie in [0, 65535], not {self.port}")
-        if min(self.start_seconds, self.dht_seconds, self.start_attempts) <= 0:
-            raise AveragingError("start_seconds, dht_seconds and start_attempts must be positive")
+        if min(self.start_seconds, self.dht_seconds, self.meet_seconds, self.start_attempts) <= 0:
+            raise AveragingError("start_seconds, dht_seconds, meet_seconds and start_attempts must be positive")
         for address in self.initial_peers:
             if "/p2p/" not in address:
                 raise AveragingError(f"an initial peer ends in /p2p/<peer id>; {address!r} does not")
@@ -144,26 +148,47 @@ class Peer:
         """See Transport."""
         await self._the_running().transport.unserve(protocol)
 
-    async def store(self, key: str, value: bytes, seconds: float) -> bool:
-        """Put a small value into the DHT for `seconds`; whether any node took it.
+    async def meet(self, others: Mapping[str, Addresses]) -> None:
+        """See Noticeboard: connect to these peers, and let the DHT know them."""
+        running, room = self._the_running(), asyncio.Semaphore(MEET_AT_ONCE)
 
-        Raises:
-            AveragingError: the value is too large, or the DHT did not answer in time.
-        """
-        if len(value) > MAX_DHT_VALUE:
-            raise AveragingError(f"{len(value)} bytes are too many for the DHT; at most {MAX_DHT_VALUE}")
-        node = self._the_running().node
-        return bool(await self._in_time(node.store(key, value, get_dht_time() + seconds)))
+        async def meet(peer_id: str, addresses: Addresses) -> None:
+            async with room:
+                try:
+                    remote, at = parse_peer(peer_id, addresses)
+                    await running.daemon.connect(remote, at)
+                except AveragingError as error:
+                    log.info("%s cannot be met: %s", peer_id, error)
+                    return
+                await running.node.protocol.call_ping(remote)
 
-    async def get(self, key: str) -> bytes | None:
-        """What the DHT holds under `key`, as somebody put it there; None if nothing that could be ours.
+        tasks = [asyncio.create_task(meet(*other)) for other in others.items() if other[0] != self.peer_id]
+        try:
+            async with asyncio.timeout(self._config.meet_seconds):
+                await asyncio.gather(*tasks)
+        except TimeoutError:
+            log.info("%d of %d peers were met in time", sum(task.done() for task in tasks), len(tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-        Raises:
-            AveragingError: the DHT did not answer in time.
-        """
+    async def declare(self, key: str, until: float) -> None:
+        """See Noticeboard: a record of our own under `key`."""
+        running = self._the_running()
+        own = running.node.peer_id.to_bytes()
+        if not await self._in_time(running.node.store(key, True, until, subkey=own)):
+            raise AveragingError(f"no node of the DHT takes a record under {key}")
+
+    async def declared(self, key: str) -> dict[str, float]:
+        """See Noticeboard."""
         found = await self._in_time(self._the_running().node.get(key, latest=True))
-        value = None if found is None else found.value
-        return value if isinstance(value, bytes) and len(value) <= MAX_DHT_VALUE else None
+        records = found.value if found is not None and isinstance(found.value, dict) else {}
+        return {
+            str(PeerID(subkey).to_base58()): float(record.expiration_time)
+            for subkey, record in records.items()
+            if isinstance(subkey, bytes) and len(subkey) <= MAX_PEER_ID
+        }
 
     async def _in_time(self, work: Coroutine[Any, Any, Any]) -> Any:
         try:
@@ -230,10 +255,16 @@ async def _attach(daemon: Daemon, config: PeerConfig) -> _Running:
     addresses = tuple(f"{address}/p2p/{own.to_base58()}" for address in listening)
     transport = Libp2pTransport(daemon, own.to_base58())
     await transport.start()
-    direct = await _start_direct(config)
+    host_key = await asyncio.to_thread(HostKey.load, config.identity_path)
+    direct = await _start_direct(config, host_key)
     p2p = await _AttachedP2P.attach(daemon)
     try:
-        node = await DHTNode.create(p2p, initial_peers=config.initial_peers or None, ensure_bootstrap_success=False)
+        node = await DHTNode.create(
+            p2p,
+            initial_peers=config.initial_peers or None,
+            ensure_bootstrap_success=False,
+            record_validator=OwnRecords(host_key),
+        )
     except BaseException:
         await p2p.shutdown()
         await direct.close()
@@ -242,8 +273,7 @@ async def _attach(daemon: Daemon, config: PeerConfig) -> _Running:
     return _Running(daemon, transport, direct, p2p, node, addresses)
 
 
-async def _start_direct(config: PeerConfig) -> DirectTransport:
-    host_key = await asyncio.to_thread(HostKey.load, config.identity_path)
+async def _start_direct(config: PeerConfig, host_key: HostKey) -> DirectTransport:
     place = DirectConfig(host=config.host, port=config.direct_port, public_port=config.direct_public_port)
     direct = DirectTransport(host_key, place)
     await direct.start()

@@ -11,6 +11,7 @@ from distributed_training.engine.records import records_hash
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import Trained
 from distributed_training.keeper import Keeper
+from distributed_training.miner.fallback import Fallback
 from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
 from distributed_training.protocol import NO_SUCH_EPOCH, Train, TrainResponse
@@ -43,6 +44,7 @@ class Miner:
         keeper: Keeper,
         census: Census,
         catch_up: CatchUp,
+        fallback: Fallback,
         telemetry: Telemetry,
         clock: Clock,
     ) -> None:
@@ -54,6 +56,7 @@ class Miner:
         self._keeper = keeper
         self._census = census
         self._catch_up = catch_up
+        self._fallback = fallback
         self._telemetry = telemetry
         self._clock = clock
         self._new_state = asyncio.Event()
@@ -69,6 +72,7 @@ class Miner:
         Raises:
             Refused: the epoch's records are not kept (any more) or it lies in the future.
         """
+        self._node.hear(caller.uid)
         try:
             work = self._engine.work_of(request.epoch)
         except StateError as error:
@@ -104,6 +108,7 @@ class Miner:
 
     def on_ended(self, done: EndedRound) -> None:
         """Called by the node after each round. A new state is kept soon, for a restart and for late-comers."""
+        self._fallback.on_ended(done)
         if done.completed:
             self._new_state.set()
 
@@ -142,9 +147,16 @@ class Miner:
             metagraph = self._chain.metagraph
             self._node.require_place(metagraph)
             validators = validators_of(metagraph, self._spec.epoch.validator_stake)
-            views = await self._census.ask(metagraph, validators, CENSUS_SECONDS)
+            alone = self._fallback.alone
+            views = await self._census.ask(metagraph, range(len(metagraph)) if alone else validators, CENSUS_SECONDS)
+            if any(view.is_validator for view in views):
+                self._node.silence.heard()
+            if alone:
+                views = (*views, self._node.view())
             if not self._node.in_round:
-                await self._catch_up.check(views, metagraph.stake, len(validators), self._some_miners)
+                in_step = await self._catch_up.check(views, metagraph.stake, len(validators), self._some_miners)
+                if in_step and self._fallback.alone:
+                    await self._fallback.consider(metagraph, views)
             await self._clock.sleep(TICK_SECONDS)
 
     async def _some_miners(self) -> tuple[View, ...]:

@@ -21,6 +21,7 @@ from distributed_training.run import RunSpec
 from distributed_training.scoring.combine import Rules, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.participation import RoundSeen
+from distributed_training.silence import Silence
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
@@ -89,6 +90,7 @@ class Validator:
         self._epoch_block: tuple[tuple[int, str], int] | None = None
         self._led: tuple[tuple[int, str], int] | None = None  # the state and turn that `_attempts` are counted of
         self._attempts = 0
+        self._silence = Silence(chain, clock)  # of miners
         self._overtaken_at: int | None = None  # the block at which the miners were first seen ahead of us
 
     def attach(self, axon: Axon) -> None:
@@ -159,7 +161,8 @@ class Validator:
         self._node.require_place(metagraph)
         uids = range(len(metagraph.hotkeys))
         views = await self._census.ask(metagraph, uids, CENSUS_SECONDS)
-        views = (*views, self._node.view())
+        self._hear_miners(views)
+        views = (*views, self._node.view())  # which says whether it is settled
         self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
@@ -168,6 +171,14 @@ class Validator:
         if not await self._catch_up.check(views, metagraph.stake, len(validators)):
             return
         await self._lead_if_due(metagraph, views)
+
+    def _hear_miners(self, views: tuple[schedule.View, ...]) -> None:
+        """Who could not be heard by any miner for so long does not know any more where they stand."""
+        if all(view.is_validator for view in views):
+            return
+        if schedule.without_validators(self._silence.blocks, self._spec.epoch):
+            self._catch_up.unsettle()
+        self._silence.heard()
 
     async def _lead_if_due(self, metagraph: Metagraph, views: tuple[schedule.View, ...]) -> None:
         state, block, limits = self._node.view().state, self._chain.block, self._spec.epoch

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 
 import pytest
 
 from distributed_training.averaging.libp2p import parse_peer
-from distributed_training.averaging.peer import MAX_DHT_VALUE, Peer
+from distributed_training.averaging.peer import Peer
 from template.errors import AveragingError
+from tests.averaging.conftest import peer_config
 from tests.averaging.stream_contract import Pair, StreamContract
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -20,13 +23,33 @@ class TestLibp2pStreams(StreamContract):
         return peers[1], peers[2], peers[2].addresses
 
 
-async def test_a_value_in_the_dht_is_found_by_another_peer(peers: dict[int, Peer]) -> None:
-    """Small values pass, large ones are refused, unknown keys are None."""
-    assert await peers[1].store("key", b"value", 60)
-    assert await peers[3].get("key") == b"value"
-    assert await peers[2].get("no such key") is None
-    with pytest.raises(AveragingError, match="too many"):
-        await peers[1].store("key", bytes(MAX_DHT_VALUE + 1), 60)
+async def test_a_notice_in_the_dht_is_found_by_another_peer(peers: dict[int, Peer]) -> None:
+    """With its peer id and its time, beside others'; an unknown key has none."""
+    until = {peers[uid].peer_id: time.time() + 10 * (uid + 1) for uid in (0, 1)}
+    for uid in (0, 1):
+        await peers[uid].declare("key", until[peers[uid].peer_id])
+    assert await peers[3].declared("key") == until
+    assert await peers[2].declared("no such key") == {}
+
+
+@pytest.mark.parametrize("of", ["another", "all"])
+async def test_nobody_writes_another_s_notice(peers: dict[int, Peer], of: str) -> None:
+    """Neither under its peer id nor over all notices of the key; the true one is still found."""
+    until, node = time.time() + 10, peers[2]._the_running().node
+    await peers[1].declare(f"notices of {of}", until)
+    subkey = peers[1]._the_running().node.peer_id.to_bytes() if of == "another" else None
+    assert not await node.store(f"notices of {of}", False, until + 1000, subkey=subkey)
+    assert await peers[3].declared(f"notices of {of}") == {peers[1].peer_id: until}
+
+
+async def test_peers_that_meet_see_each_other_s_notices(tmp_path: Path, peers: dict[int, Peer]) -> None:
+    """A peer that has joined no network, and others that are not there, which costs little time."""
+    async with Peer(peer_config(tmp_path, "island")) as island:
+        await peers[1].declare("island", time.time() + 30)
+        assert await island.declared("island") == {}
+        nowhere = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"
+        await island.meet({peers[1].peer_id: peers[1].addresses, nowhere: ("/ip4/127.0.0.1/tcp/1",)})
+        assert set(await island.declared("island")) == {peers[1].peer_id}
 
 
 async def test_another_identity_at_an_address_is_refused(peers: dict[int, Peer]) -> None:

@@ -156,3 +156,22 @@ async def test_it_ends_when_its_uid_is_gone(tmp_path: Path) -> None:
         net.chain.metagraph = dataclasses.replace(graph, hotkeys=(graph.hotkeys[0], "5Newcomer"))
         with pytest.raises(NotRegistered, match="register it again"):
             await net.miner(1, ManualClock()).run()
+
+
+async def test_only_who_hears_no_validator_asks_the_other_miners(tmp_path: Path) -> None:
+    """And follows most of them: it missed the end of an epoch that they ended by themselves."""
+    async with subnet(tmp_path, miners=3, attached=False) as net:
+        clock, me = ManualClock(), net.neurons[3]
+        running = asyncio.create_task(net.miner(3, clock).run())
+        for uid in (1, 2):
+            net.neurons[uid].node.attach(net.neurons[uid].axon, net.neurons[uid].ended.append)
+            await net.neurons[uid].worker.run(end_epoch)
+        for _ in range(10):
+            await clock.advance(TICK_SECONDS)
+            await asyncio.sleep(0.02)
+        assert me.told("OutOfStep") == []
+        net.chain.block += net.spec.epoch.fallback_blocks
+        await eventually(lambda: me.told("OutOfStep"), clock)
+        running.cancel()
+        await asyncio.wait({running})
+        assert me.told("OutOfStep")[0]["right_hash"] == net.neurons[1].engine.state_hash

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.codecs.floating import Float32
+from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.hub.retention import Retention
 from distributed_training.schedule import Exclusion
+from distributed_training.silence import FRESH_SECONDS
 from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
@@ -134,6 +136,30 @@ async def test_it_leads_when_enough_was_trained_and_not_before(tmp_path: Path) -
         await net.train(1, 8)
         await validator._tick()
         assert led(net) == [(0, True)]
+
+
+async def test_who_was_cut_off_from_the_miners_looks_before_it_leads(tmp_path: Path) -> None:
+    """They may have gone on by themselves: it is not settled, so its word does not count, until it has looked."""
+    async with subnet(tmp_path, attached=False, validators=2, miners=1) as net:
+        clock = ManualClock()
+        validator = await attached(net, clock)
+        net.neurons[0].node._settled = lambda: validator._catch_up.settled
+        net.neurons[1].node._settled = lambda: False  # so was the other
+        await validator._tick()
+        await clock.advance(CatchUpConfig().patience)
+        await validator._tick()
+        assert validator._catch_up.settled
+        await clock.advance(FRESH_SECONDS)
+        net.chain.block += EPOCH.fallback_blocks
+        await step_ahead(net, 2)
+        await validator._tick()
+        assert not validator._catch_up.settled
+
+
+async def step_ahead(net: Subnet, uid: int) -> None:
+    """The miner ends an epoch without anybody."""
+    neuron = net.neurons[uid]
+    await neuron.worker.apply(np.ones(neuron.engine.layout.size, np.float32))
 
 
 async def test_another_s_turn_is_another_s(tmp_path: Path) -> None:
