@@ -320,6 +320,13 @@ def test_impossible_limits_are_refused(change: dict[str, Any]) -> None:
         DownloadConfig(**change)
 
 
+@pytest.mark.parametrize("change", [{"readers": -1}, {"seconds": 0}, {"request_seconds": 0}, {"chunk_seconds": -1}])
+def test_an_impossible_server_is_refused(change: dict[str, Any]) -> None:
+    """At once, too."""
+    with pytest.raises(AveragingError):
+        StateServerConfig(**change)
+
+
 @pytest.mark.integration
 @pytest.mark.asyncio(loop_scope="module")
 async def test_over_libp2p_with_a_liar_and_one_that_dies(peers: dict[int, Peer], tmp_path: Path) -> None:
