@@ -16,11 +16,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def slower(folder: Path) -> Path:
-    """The tiny run with epochs of 12 blocks: long enough for a start of a process."""
+    """The tiny run with epochs of 10 blocks: long enough for a start of a process."""
     folder.mkdir()
-    text = TINY.read_text().replace("target_samples = 64", "target_samples = 100000")
     path = folder / "run.toml"
-    path.write_text(text.replace("max_blocks = 10", "max_blocks = 12"))
+    path.write_text(TINY.read_text().replace("target_samples = 64", "target_samples = 100000"))
     return path
 
 
