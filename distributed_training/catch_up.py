@@ -1,31 +1,38 @@
-"""Getting back in step: the state that most of the validators' stake stands at, from a peer or else from the hub.
+"""Getting back in step: the state that most of the validators' stake stands at, from the nearest that has it.
 
-Every source is checked against the expected state hash; a wrong, cut or stale one is told and the next one is tried.
+That is this neuron's own checkpoint, then peers, several at once, then the hub. Every source is checked against the
+expected state hash; a wrong, cut or stale one is told and the next one is tried. What is received lies on disk until
+it is known to be right; the old state stays in use until then, so that there are two in memory for a moment and never
+three.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from distributed_training import schedule
-from distributed_training.averaging.state_transfer import fetch_state
+from distributed_training.averaging.state_download import DownloadConfig, Source, Wanted, download_state
+from distributed_training.averaging.state_transfer import in_thread
 from distributed_training.averaging.streams import Transport
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import CatchUpFailed, CaughtUp, OutOfStep
-from distributed_training.hub.hub import Hub
+from distributed_training.hub.hub import Hub, Release
 from distributed_training.keeper import Keeper
-from distributed_training.model.files import read_state
+from distributed_training.model.chunks import Chunks
+from distributed_training.model.files import read_manifest, read_state
 from distributed_training.peers import KnownPeers
+from distributed_training.protocol import PeerBinding
 from distributed_training.schedule import View
 from template.clock import Clock
-from template.errors import AveragingError, HubError, StateError
+from template.errors import AveragingError, CorruptState, HubError, StateError, StateMismatch
 from template.telemetry import Telemetry
 
 INCOMING = "incoming-"  # prefix of the folders that states are received in
@@ -36,13 +43,32 @@ class CatchUpConfig:
     """`patience` is how long a neuron that is not behind lets the majority differ before it gives its state up, and how
     long one that has just started waits for the validators to say where they stand.
 
-    When no source had the right state, all are tried again after `retry_seconds`.
+    When no source had the right state, all are tried again after `retry_seconds`. A release on the hub may have
+    `extra_bytes` of other files beside the state.
     """
 
     patience: float = 10.0
     retry_seconds: float = 10.0
-    transfer_seconds: float = 600.0
-    max_bytes: int = 1 << 38
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    extra_bytes: int = 1 << 26
+
+
+@dataclass(frozen=True)
+class Received:
+    """A state on disk, not looked into yet: where, and the bytes from whom. `own`: it lies in our checkpoint."""
+
+    folder: Path
+    parts: dict[str, int]
+    own: bool = False
+
+
+Receive = Callable[[tuple[int, str], Path], Awaitable[Received | None]]  # the right state, a new folder; None: not here
+More = Callable[[], Awaitable[Iterable[View]]]
+
+
+async def nobody_else() -> Iterable[View]:
+    """Where all views are known already."""
+    return ()
 
 
 class CatchUp:
@@ -60,6 +86,7 @@ class CatchUp:
         engine: Engine,
         worker: TrainingWorker,
         transport: Transport,
+        binding: PeerBinding,
         known: KnownPeers,
         keeper: Keeper,
         hub: Hub,
@@ -75,6 +102,7 @@ class CatchUp:
         self._engine = engine
         self._worker = worker
         self._transport = transport
+        self._binding = binding
         self._known = known
         self._keeper = keeper
         self._hub = hub
@@ -88,11 +116,14 @@ class CatchUp:
         self._started = clock.monotonic()
         self.settled = False
 
-    async def check(self, views: Iterable[View], stakes: Sequence[float], validators: int) -> bool:
+    async def check(
+        self, views: Iterable[View], stakes: Sequence[float], validators: int, more: More = nobody_else
+    ) -> bool:
         """Catch up if need be. Returns whether this neuron is in step now.
 
         `views` includes a validator's own; `validators` is how many of them the chain has. The views of miners alone,
-        ours included, count for each other where no validator answers.
+        ours included, count for each other where no validator answers. `more` is asked for others who may have the
+        state, only if it has to be fetched.
         """
         views = tuple(views)
         mine = self._state()
@@ -112,6 +143,7 @@ class CatchUp:
         self._telemetry.emit(
             OutOfStep(uid=self._uid, epoch=mine[0], state_hash=mine[1], right_epoch=right[0], right_hash=right[1])
         )
+        views = (*views, *await more())
         fetched = await self._fetch(mine, right, [v for v in views if v.state == right and v.uid != self._uid])
         self._failed_at = None if fetched else self._clock.monotonic()
         return fetched
@@ -153,62 +185,117 @@ class CatchUp:
         return right[0] > epoch or not self.settled or now - self._differs[1] >= self._config.patience
 
     async def _fetch(self, mine: tuple[int, str], right: tuple[int, str], holders: list[View]) -> bool:
-        """Validators are asked before miners: they have more to lose by being slow."""
         for left_behind in self._folder.glob(f"{INCOMING}*"):  # by a process that was killed
             await asyncio.to_thread(shutil.rmtree, left_behind)
-        self._order.shuffle(holders)
-        for holder in sorted(holders, key=lambda view: not view.is_validator):
-            if await self._try_source(f"peer:{holder.uid}", mine, right, holder):
+        sources: dict[str, Receive] = {
+            "checkpoint": self._from_checkpoint,
+            "peers": functools.partial(self._from_peers, holders),
+            "hub": self._from_hub,
+        }
+        for source, receive in sources.items():
+            if self._state() != mine:  # a round has ended meanwhile: where we stand is looked at again
+                return False
+            if await self._try_source(source, receive, mine, right):
                 return True
-        return await self._try_source("hub", mine, right, None)
+        return False
 
-    async def _try_source(
-        self, source: str, mine: tuple[int, str], right: tuple[int, str], holder: View | None
-    ) -> bool:
+    async def _try_source(self, source: str, receive: Receive, mine: tuple[int, str], right: tuple[int, str]) -> bool:
         started = self._clock.monotonic()
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=INCOMING) as parent:
-            folder = Path(parent) / "state"
             try:
-                await self._receive(right, holder, folder)
-                await self._adopt(folder, mine, right)
+                received = await receive(right, Path(parent) / "state")
+                if received is None:
+                    return False
+                await self._adopt(received.folder, mine, right)
             except (AveragingError, HubError, StateError) as error:
-                self._telemetry.emit(CatchUpFailed(uid=self._uid, epoch=right[0], source=source, reason=str(error)))
+                self._failed(right[0], source, str(error))
                 return False
-        await self._keeper.keep()
-        seconds = self._clock.monotonic() - started
+            seconds = self._clock.monotonic() - started
+            await self._keep(received)
         self._telemetry.emit(
-            CaughtUp(uid=self._uid, epoch=right[0], state_hash=right[1], source=source, seconds=seconds)
+            CaughtUp(
+                uid=self._uid,
+                epoch=right[0],
+                state_hash=right[1],
+                source=source,
+                seconds=seconds,
+                bytes=sum(received.parts.values()),
+                parts=received.parts,
+            )
         )
         return True
 
-    async def _receive(self, right: tuple[int, str], holder: View | None, folder: Path) -> None:
-        epoch, state_hash = right
-        if holder is None:
-            await self._hub.fetch(epoch, folder)
-            return
-        await fetch_state(
-            self._transport,
-            holder.peer.peer_id,
-            holder.peer.addresses,
+    async def _keep(self, received: Received) -> None:
+        if received.own:
+            await self._keeper.keep()
+        else:
+            await self._keeper.keep_received(received.folder)
+
+    def _failed(self, epoch: int, source: str, reason: str) -> None:
+        self._telemetry.emit(CatchUpFailed(uid=self._uid, epoch=epoch, source=source, reason=reason))
+
+    async def _from_checkpoint(self, right: tuple[int, str], folder: Path) -> Received | None:
+        """The state before, if it was right and a wrong round has led away from it."""
+        kept = self._keeper.folder(right[0])
+        if kept is None or read_manifest(kept).state_hash != right[1]:
+            return None
+        return Received(kept, {}, own=True)
+
+    async def _from_peers(self, holders: list[View], right: tuple[int, str], folder: Path) -> Received | None:
+        """A validator is the first, then whoever it happens to be, so that validators need not serve everybody."""
+        known = [view for view in holders if view.peer.peer_id in self._known]
+        if not known:
+            return None
+        self._order.shuffle(known)
+        first = next((view for view in known if view.is_validator), known[0])
+        known.sort(key=lambda view: view is not first)
+        wanted = Wanted(
+            peer=self._binding,
             run_id=self._run_id,
-            epoch=epoch,
-            expected_hash=state_hash,
-            destination=folder,
-            max_bytes=self._config.max_bytes,
-            seconds=self._config.transfer_seconds,
-            allow=self._known.__contains__,
+            epoch=right[0],
+            state_hash=right[1],
+            layout=self._engine.layout,
+            optimizer=tuple(sorted(self._engine.vectors)),
+            config=self._engine.architecture,
         )
+        parts = await download_state(
+            self._transport,
+            [_source(view) for view in known],
+            wanted,
+            folder,
+            refused=functools.partial(self._failed, right[0]),
+            config=self._config.download,
+        )
+        return Received(folder, parts)
+
+    async def _from_hub(self, right: tuple[int, str], folder: Path) -> Received:
+        release = await self._hub.fetch(right[0], folder, functools.partial(self._require, right[1]))
+        return Received(folder, {"hub": release.size})
+
+    def _require(self, state_hash: str, release: Release) -> None:
+        """Refuse a release before it is downloaded: of another state, or larger than ours can be."""
+        if (release.run_id, release.state_hash) != (self._run_id, state_hash):
+            raise StateMismatch(
+                f"the hub has state {release.state_hash[:12]} of {release.run_id} as epoch {release.epoch}, "
+                f"not {state_hash[:12]} of {self._run_id}"
+            )
+        limit = Chunks.of(self._engine.layout, self._engine.vectors).size + self._config.extra_bytes
+        if release.size > limit:
+            raise CorruptState(f"the hub's release has {release.size} bytes; a state of this run takes at most {limit}")
 
     async def _adopt(self, folder: Path, mine: tuple[int, str], right: tuple[int, str]) -> None:
-        """Take the state over, in no round: an average must be applied to the state that it was made at.
+        """Verify the state and take it over, in no round: an average belongs to the state that it was made at.
 
         Raises:
             StateError: it is not the right state, or a round has moved this neuron on meanwhile.
         """
+        engine = self._engine
+        state = await in_thread(lambda: read_state(folder, engine.layout, self._run_id, engine.vectors, right[1]))
         async with self._turn:
             if self._state() != mine:
                 raise StateError("a round has ended meanwhile; where this neuron stands is looked at again")
-            await self._worker.run(lambda engine: self._load(engine, folder, right[1]))
+            await self._worker.run(lambda engine: engine.adopt(state))
 
-    def _load(self, engine: Engine, folder: Path, state_hash: str) -> None:
-        engine.adopt(read_state(folder, engine.layout, self._run_id, engine.vectors, state_hash))
+
+def _source(view: View) -> Source:
+    return Source(name=f"peer:{view.uid}", peer_id=view.peer.peer_id, addresses=view.peer.addresses)

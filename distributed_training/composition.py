@@ -19,7 +19,7 @@ import torch
 from bittensor import Client, Wallet
 
 from distributed_training.averaging.averager import Averager
-from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.binding import binding_is_valid, sign_binding
 from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.matchmaking import Matchmaker
 from distributed_training.averaging.peer import Peer
@@ -31,7 +31,7 @@ from distributed_training.engine.audit import Auditor
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import NeuronStarted
+from distributed_training.events import CatchUpFailed, CaughtUp, NeuronStarted
 from distributed_training.hub.build import build_hub
 from distributed_training.hub.hub import Hub
 from distributed_training.keeper import Keeper
@@ -54,7 +54,7 @@ from template.chain.neuron_calls import serve_axon
 from template.chain.wallet import open_wallet
 from template.chain.watch import ChainWatch
 from template.clock import Clock, SystemClock
-from template.errors import ConfigurationError, NotRegistered, StateMismatch
+from template.errors import ConfigurationError, CorruptState, NotRegistered, StateMismatch
 from template.neuron import Restart, Supervisor
 from template.telemetry import Telemetry
 from template.transport.axon import Axon
@@ -273,6 +273,7 @@ async def _open_parts(
         engine=training.engine,
         worker=training.worker,
         transport=network.peer,
+        binding=network.binding,
         known=network.known,
         keeper=training.keeper,
         hub=base.hub,
@@ -362,16 +363,39 @@ def _make_folder(folder: Path) -> None:
 async def _open_training(stack: AsyncExitStack, base: Base, make_engine: EngineFactory) -> Training:
     folder = base.settings.general.folder / "checkpoint"
     engine = await asyncio.to_thread(make_engine, base.spec, base.loader, base.uid, base.settings.general.device)
-    try:
-        await asyncio.to_thread(engine.load, folder)
-    except StateMismatch as error:
-        raise ConfigurationError(f"{error}: give each run a --folder of its own, or move {folder} away") from error
+    await _resume(base, engine, folder)
     worker = await stack.enter_async_context(
         TrainingWorker(engine, _batches(base.loader, base.uid), telemetry=base.telemetry)
     )
     keeper = Keeper(folder, worker, base.telemetry)
     await keeper.save()
     return Training(engine, worker, keeper)
+
+
+async def _resume(base: Base, engine: Engine, folder: Path) -> None:
+    """Start from the checkpoint, the nearest source of all; a damaged one is told, and the others have to do."""
+    started = base.clock.monotonic()
+    try:
+        if not await asyncio.to_thread(engine.load, folder):
+            return
+    except StateMismatch as error:
+        raise ConfigurationError(f"{error}: give each run a --folder of its own, or move {folder} away") from error
+    except CorruptState as error:
+        base.telemetry.emit(
+            CatchUpFailed(uid=base.uid, epoch=engine.epoch, source="checkpoint", reason=f"{error}; it starts anew")
+        )
+        return
+    base.telemetry.emit(
+        CaughtUp(
+            uid=base.uid,
+            epoch=engine.epoch,
+            state_hash=engine.state_hash,
+            source="checkpoint",
+            seconds=base.clock.monotonic() - started,
+            bytes=0,
+            parts={},
+        )
+    )
 
 
 async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Network:
@@ -388,7 +412,16 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
             telemetry=base.telemetry,
         )
     )
-    await stack.enter_async_context(StateServer(peer, run_id=run_id, provider=keeper.offer, allow=known.__contains__))
+    await stack.enter_async_context(
+        StateServer(
+            peer,
+            run_id=run_id,
+            provider=keeper.offer,
+            allow=known.__contains__,
+            admit=lambda binding: _admitted(base, known, binding),
+            config=settings.states.server(),
+        )
+    )
     binding = sign_binding(hotkey, run_id, peer.peer_id, peer.addresses)
     await stack.enter_async_context(Introductions(peer, binding))
     dendrite = await stack.enter_async_context(Dendrite(hotkey, clock=base.clock))
@@ -400,6 +433,16 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
         dendrite=dendrite,
         axon=Axon(hotkey, run_id, base.chain, settings.axon, base.telemetry, base.clock),
     )
+
+
+def _admitted(base: Base, known: KnownPeers, binding: PeerBinding) -> bool:
+    """Whether a peer that shows this binding is a neuron; from then on it is known."""
+    if base.chain.metagraph.uid_of(binding.hotkey) is None:
+        return False
+    if not binding_is_valid(binding, base.spec.run_id, binding.hotkey):
+        return False
+    known.add(binding.hotkey, binding.peer_id)
+    return True
 
 
 async def _go_live(stack: AsyncExitStack, parts: Parts) -> None:

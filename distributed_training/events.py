@@ -146,18 +146,26 @@ class OutOfStep(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CaughtUp(Event):
-    """This neuron took over a state from `source` (`checkpoint`, `peer:UID` or `hub`), hash verified."""
+    """This neuron took over a state from `source` (`checkpoint`, `peers` or `hub`), hash verified.
+
+    `seconds` go from the first question to the state in use; `bytes` is what was received, `parts` from which peers.
+    """
 
     uid: int
     epoch: int
     state_hash: str
     source: str
     seconds: float
+    bytes: int
+    parts: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatchUpFailed(Event):
-    """One source could not give the right state; the next one is tried."""
+    """A source (`checkpoint`, `peer:UID`, all `peers`, or `hub`) could not give the right state, or not all of it.
+
+    The others are tried.
+    """
 
     uid: int
     epoch: int

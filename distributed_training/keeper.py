@@ -8,11 +8,13 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from distributed_training.averaging.state_transfer import StateFile, StateOffer, describe
-from distributed_training.engine.checkpoint import Snapshot, state_folder
+from distributed_training.averaging.state_transfer import StateOffer
+from distributed_training.engine.checkpoint import Snapshot, state_folder, take_state
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NotSaved
+from distributed_training.model.chunks import Chunks
+from distributed_training.model.files import read_manifest
 from template.errors import StateError
 from template.telemetry import Telemetry
 
@@ -22,7 +24,7 @@ KEPT_OFFERS = 2
 class Keeper:
     """Takes snapshots in the worker's thread and writes them beside it, so that training does not wait for the disk.
 
-    Digests of a state are computed once, when it is first saved.
+    An offer's digests are those that the state's hash was made of.
     """
 
     def __init__(self, folder: Path, worker: TrainingWorker, telemetry: Telemetry) -> None:
@@ -40,16 +42,26 @@ class Keeper:
         except StateError as error:
             self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
 
+    async def keep_received(self, source: Path) -> None:
+        """Keep the state that was adopted from the folder `source`, by moving it; tells what `keep` tells."""
+        try:
+            await self._save(source)
+        except StateError as error:
+            self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
+
     async def save(self) -> None:
         """Write state and progress as they are at the next micro-batch boundary.
 
         Raises:
             StateError: the disk does not take it; what was saved before is still there.
         """
+        await self._save(None)
+
+    async def _save(self, received: Path | None) -> None:
         async with self._saving:
             engine, snapshot = await self._worker.run(lambda engine: (engine, engine.snapshot()))
             try:
-                offer = await asyncio.to_thread(self._write, engine, snapshot)
+                offer = await asyncio.to_thread(self._write, engine, snapshot, received)
             except (OSError, SafetensorError) as error:
                 raise StateError(
                     f"the checkpoint cannot be written to {self._folder}: {error}; free some space"
@@ -69,17 +81,14 @@ class Keeper:
         offer = self._offers.get(epoch)
         return offer if offer is not None and self.folder(epoch) is not None else None
 
-    def _write(self, engine: Engine, snapshot: Snapshot) -> StateOffer:
-        with self._writing:
-            engine.write(self._folder, snapshot)
+    def _write(self, engine: Engine, snapshot: Snapshot, received: Path | None) -> StateOffer:
         state = snapshot.state
-        known = self._offers.get(state.epoch)
-        if known is not None and known.state_hash == state.hash:
-            return known
+        with self._writing:
+            # it is another one if a round has moved the engine on meanwhile
+            if received is not None and read_manifest(received).state_hash == state.hash:
+                take_state(self._folder, received, state.epoch)
+            engine.write(self._folder, snapshot)
         folder = self.folder(state.epoch)
         assert folder is not None, "it was just saved"
-        return StateOffer(state_hash=state.hash, files=_described(folder))
-
-
-def _described(folder: Path) -> tuple[StateFile, ...]:
-    return tuple(describe(path.name, path) for path in sorted(folder.iterdir()))
+        chunks = Chunks.of(state.layout, state.optimizer)
+        return StateOffer(state_hash=state.hash, folder=folder, chunks=chunks, digests=state.digests)

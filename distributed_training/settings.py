@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distributed_training.averaging.peer import PeerConfig
+from distributed_training.averaging.state_transfer import StateServerConfig
 from distributed_training.hub.build import HubConfig
 from template.chain.wallet import WalletConfig
 from template.chain.watch import ChainWatchConfig
@@ -67,6 +68,21 @@ class DhtConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatesConfig:
+    """What peers that come late may have of this neuron's state."""
+
+    readers: int = option("how many peers may download this neuron's state at a time; 0: none", default=4)
+
+    def __post_init__(self) -> None:
+        if self.readers < 0:
+            raise ConfigurationError("--states.readers must not be negative")
+
+    def server(self) -> StateServerConfig:
+        """The server's own configuration."""
+        return StateServerConfig(readers=self.readers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidatorConfig:
     """What only a validator does."""
 
@@ -90,6 +106,7 @@ class Settings:
     wallet: WalletConfig
     axon: AxonConfig
     dht: DhtConfig
+    states: StatesConfig
     hub: HubConfig
     secret: HubToken
     telemetry: TelemetryConfig
@@ -114,6 +131,7 @@ SECTIONS: dict[str, type] = {
     "wallet": WalletConfig,
     "axon": AxonConfig,
     "dht": DhtConfig,
+    "states": StatesConfig,
     "hub": HubConfig,
     "secret": HubToken,
     "telemetry": TelemetryConfig,

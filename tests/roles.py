@@ -22,6 +22,7 @@ from distributed_training.averaging.binding import sign_binding
 from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.matchmaking import Matchmaker, MatchmakingLimits
 from distributed_training.averaging.noticeboard import MemoryNotices
+from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.composition import EngineFactory, honest_engine
 from distributed_training.data.build import build_loader
@@ -232,6 +233,7 @@ class Subnet:
             engine=neuron.engine,
             worker=neuron.worker,
             transport=neuron.transport,
+            binding=neuron.node.binding,
             known=neuron.known,
             keeper=neuron.keeper,
             hub=hub,
@@ -360,3 +362,14 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, make: EngineFact
     dendrite = await stack.enter_async_context(Dendrite(key, transport=net.wire.transport()))
     keeper = Keeper(net.folder / f"checkpoint{uid}", worker, telemetry)
     return Neuron(uid, engine, worker, keeper, averager, known, node, axon, dendrite, sink, telemetry, transport, turn)
+
+
+def serving(neuron: Neuron) -> StateServer:
+    """Its kept states, for those whom it knows."""
+    return StateServer(
+        neuron.transport,
+        run_id=neuron.averager._run_id,
+        provider=neuron.keeper.offer,
+        allow=neuron.known.__contains__,
+        admit=lambda _: False,
+    )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.hub.hub import ModelTag
 from distributed_training.hub.memory import MemoryHub
 from distributed_training.schedule import View
 from template.clock import ManualClock
 from template.telemetry import Telemetry
-from tests.roles import Neuron, Subnet, subnet
+from tests.roles import Neuron, Subnet, serving, subnet
 
 STAKES = (100.0, 100.0, 100.0, 1000.0)  # the last one is the miner
 
@@ -44,6 +45,11 @@ class Scene:
     def views(self, *uids: int) -> list[View]:
         return [view for view in self.net.views() if view.uid in uids]
 
+    def strangers(self) -> list[View]:
+        """The two that are right, under peer ids that nobody has vouched for."""
+        peer = self.views(0)[0].peer.model_copy(update={"peer_id": "stranger"})
+        return [dataclasses.replace(view, peer=peer) for view in self.views(0, 1)]
+
     async def check(self, *uids: int) -> bool:
         return await self.catch_up.check(self.views(*uids), STAKES, 3)
 
@@ -67,15 +73,6 @@ async def scene(folder: Path, **config: float) -> AsyncIterator[Scene]:
             yield Scene(net, catch_up, hub, clock)
 
 
-def serving(neuron: Neuron) -> StateServer:
-    return StateServer(
-        neuron.transport,
-        run_id=neuron.averager._run_id,
-        provider=neuron.keeper.offer,
-        allow=neuron.known.__contains__,
-    )
-
-
 async def step(neuron: Neuron, by: float) -> None:
     """End an epoch with an average of that value, and offer the state."""
     await neuron.worker.apply(np.full(neuron.engine.layout.size, by, np.float32))
@@ -87,7 +84,10 @@ async def test_who_is_behind_fetches_at_once_from_a_peer(tmp_path: Path) -> None
     async with scene(tmp_path) as at:
         assert await at.check(0, 1, 2)
         assert at.miner.state == at.right
-        assert at.sources() in (["peer:0"], ["peer:1"])
+        assert at.sources() == ["peers"]
+        told = at.miner.told("CaughtUp")[0]
+        assert set(told["parts"]) <= {"peer:0", "peer:1"}
+        assert sum(told["parts"].values()) == told["bytes"] == 3 * 4 * at.miner.engine.layout.size
         assert at.miner.keeper.offer(1) is not None
         assert list((tmp_path / "neuron3").iterdir()) == []
 
@@ -111,11 +111,11 @@ async def test_a_source_with_another_state_gives_way_to_the_next(tmp_path: Path)
         liar = dataclasses.replace(liar, uid=2, peer=at.views(2)[0].peer)
         assert await at.catch_up.check([liar, honest], STAKES, 3)
         assert at.miner.state == at.right
-        assert at.sources() == ["peer:1"]
-        assert at.failed() in ([], ["peer:2"])
+        assert list(at.miner.told("CaughtUp")[0]["parts"]) == ["peer:1"]
+        assert at.failed() == ["peer:2"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
 async def test_corrupt_files_are_not_taken(tmp_path: Path, name: str) -> None:
     """A bit that tipped over at the source, under whatever digest; then the hub, which has the right one."""
     async with scene(tmp_path) as at:
@@ -130,11 +130,11 @@ async def test_corrupt_files_are_not_taken(tmp_path: Path, name: str) -> None:
             dataclasses.replace(view, peer=at.views(0)[0].peer) for view in at.views(1)
         ]
         assert await at.catch_up.check(views, STAKES, 3)
-        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1"], ["hub"])
+        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1", "peers"], ["hub"])
         assert at.miner.state == at.right
 
 
-async def publish(at: Scene, folder: Path) -> None:
+async def publish(at: Scene, folder: Path, **changes: str) -> None:
     epoch, state_hash = at.right
     tag = ModelTag(
         run_id=at.net.spec.run_id,
@@ -144,7 +144,7 @@ async def publish(at: Scene, folder: Path) -> None:
         participants=(3,),
         held_out_loss=None,
     )
-    await at.hub.publish(folder, tag)
+    await at.hub.publish(folder, dataclasses.replace(tag, **changes))  # type: ignore[arg-type]
 
 
 async def test_the_hub_is_the_last_source(tmp_path: Path) -> None:
@@ -156,7 +156,77 @@ async def test_the_hub_is_the_last_source(tmp_path: Path) -> None:
         for uid in (0, 1):
             at.net.streams.kill(f"peer{uid}")
         assert await at.check(0, 1, 2)
-        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1"], ["hub"])
+        assert (sorted(at.failed()), at.sources()) == (["peer:0", "peer:1", "peers"], ["hub"])
+
+
+def damage(folder: Path, kind: str) -> None:
+    """What a hub may have under the right tag instead of the right state."""
+    model, optimizer = folder / "model.safetensors", folder / "optimizer.safetensors"
+    if kind == "wrong bytes":
+        content = bytearray(model.read_bytes())
+        content[-9] ^= 1
+        model.write_bytes(content)
+    elif kind == "truncated":
+        optimizer.write_bytes(optimizer.read_bytes()[:-4096])
+    elif kind == "no optimiser state":
+        optimizer.unlink()
+    elif kind == "endless header":
+        model.write_bytes(struct.pack("<Q", 2**40) + model.read_bytes()[8:])
+    elif kind == "no manifest":
+        (folder / "state.json").unlink()
+
+
+HUB_DAMAGE = ["wrong bytes", "truncated", "no optimiser state", "endless header", "no manifest"]
+
+
+@pytest.mark.parametrize("kind", HUB_DAMAGE)
+async def test_what_a_hostile_hub_has_is_refused(tmp_path: Path, kind: str) -> None:
+    """The old state stays in use and nothing is left; the next attempt takes the right one from a peer."""
+    async with scene(tmp_path, retry_seconds=10) as at:
+        folder = at.net.neurons[0].keeper.folder(1)
+        assert folder is not None
+        damage(shutil.copytree(folder, tmp_path / "bad"), kind)
+        await publish(at, tmp_path / "bad")
+        before = at.miner.state
+        assert not await at.catch_up.check(at.strangers(), STAKES, 3)
+        assert (at.miner.state, at.failed()) == (before, ["hub"])
+        assert list((tmp_path / "neuron3").iterdir()) == []
+        await at.clock.advance(11)
+        assert await at.check(0, 1, 2)
+        assert (at.miner.state, at.sources()) == (at.right, ["peers"])
+
+
+@pytest.mark.parametrize("kind", ["stale", "other run", "far too large"])
+async def test_a_release_is_refused_before_it_is_downloaded(tmp_path: Path, kind: str) -> None:
+    """By what its release.json says."""
+    async with scene(tmp_path) as at:
+        folder = at.net.neurons[0].keeper.folder(1)
+        assert folder is not None
+        shutil.copytree(folder, tmp_path / "bad")
+        if kind == "far too large":
+            with (tmp_path / "bad" / "tokenizer.json").open("wb") as file:
+                file.truncate(1 << 27)
+        changes = {"stale": {"state_hash": "0" * 64}, "other run": {"run_id": "other-0123456789ab"}}.get(kind, {})
+        await publish(at, tmp_path / "bad", **changes)
+        assert not await at.catch_up.check(at.strangers(), STAKES, 3)
+        reason = at.miner.told("CatchUpFailed")[-1]["reason"]
+        assert {"stale": "the hub has state 0000", "other run": "of other-", "far too large": "takes at most"}[
+            kind
+        ] in reason
+
+
+async def test_the_checkpoint_is_the_first_source(tmp_path: Path) -> None:
+    """Who went on to a state of its own finds the right one, of the epoch before, on its own disk."""
+    async with scene(tmp_path, patience=10) as at:
+        await step(at.miner, 1.0)
+        assert at.miner.state == at.right
+        await step(at.miner, 5.0)
+        for uid in (0, 1):
+            at.net.streams.kill(f"peer{uid}")
+        assert not await at.check(0, 1, 2)
+        await at.clock.advance(10)
+        assert await at.check(0, 1, 2)
+        assert (at.miner.state, at.sources(), at.failed()) == (at.right, ["checkpoint"], [])
 
 
 async def test_after_a_failure_all_sources_are_left_alone_for_a_while(tmp_path: Path) -> None:
@@ -165,12 +235,12 @@ async def test_after_a_failure_all_sources_are_left_alone_for_a_while(tmp_path: 
         at.net.neurons[0].keeper._offers.clear()
         at.net.neurons[1].keeper._offers.clear()
         assert not await at.check(0, 1, 2)
-        assert len(at.failed()) == 3  # two peers and the hub
+        assert sorted(at.failed()) == ["hub", "peer:0", "peer:1", "peers"]
         assert not await at.check(0, 1, 2)
-        assert len(at.failed()) == 3
+        assert len(at.failed()) == 4
         await at.clock.advance(11)
         assert not await at.check(0, 1, 2)
-        assert len(at.failed()) == 6
+        assert len(at.failed()) == 8
         for uid in (0, 1):
             await step(at.net.neurons[uid], 1.0)
         assert await at.check(0, 1, 2)

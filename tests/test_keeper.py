@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shutil
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from distributed_training.engine.checkpoint import Snapshot
 from distributed_training.engine.engine import Engine
 from distributed_training.keeper import Keeper
+from distributed_training.model.chunk_files import ChunkReader
 from template.errors import StateError
 from tests.roles import Neuron, subnet
 
@@ -22,18 +24,39 @@ async def end_epoch(neuron: Neuron) -> None:
 
 
 async def test_an_offer_names_the_bytes_on_disk(tmp_path: Path) -> None:
-    """Each file with its size and digest, under the hash of the engine's state."""
+    """Each chunk with its digest, under the hash of the engine's state."""
     async with subnet(tmp_path, miners=1) as net:
         neuron = net.neurons[1]
         await neuron.keeper.save()
-        offer, folder = neuron.keeper.offer(0), neuron.keeper.folder(0)
+        offer = neuron.keeper.offer(0)
         assert offer is not None
+        assert (offer.state_hash, offer.folder) == (neuron.engine.state_hash, neuron.keeper.folder(0))
+        with ChunkReader.open(offer.folder, offer.chunks) as reader:
+            chunks = [reader.read(number) for number in range(offer.chunks.count)]
+        assert b"".join(hashlib.sha256(chunk).digest() for chunk in chunks) == offer.digests
+        assert b"".join(chunks[: offer.chunks.per_vector]) == neuron.engine.state.params.tobytes()
+
+
+async def test_a_received_state_is_moved_into_the_checkpoint(tmp_path: Path) -> None:
+    """Not written again; and only if it is the one the engine has adopted."""
+    async with subnet(tmp_path, miners=1) as net:
+        source, neuron = net.neurons[0], net.neurons[1]
+        await end_epoch(source)
+        await source.keeper.save()
+        folder = source.keeper.folder(1)
         assert folder is not None
-        assert offer.state_hash == neuron.engine.state_hash
-        assert {f.entry.name for f in offer.files} == {path.name for path in folder.iterdir()}
-        for file in offer.files:
-            content = (folder / file.entry.name).read_bytes()
-            assert (file.entry.size, file.entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        received = shutil.copytree(folder, tmp_path / "received")
+        number = (received / "model.safetensors").stat().st_ino
+        await neuron.keeper.keep_received(received)  # nobody has adopted it
+        assert neuron.keeper.folder(1) is None
+        await neuron.worker.run(lambda engine: engine.adopt(source.engine.state))
+        await neuron.keeper.keep_received(received)
+        kept = neuron.keeper.folder(1)
+        assert kept is not None
+        assert (kept / "model.safetensors").stat().st_ino == number
+        assert neuron.keeper.offer(1) is not None
+        assert await neuron.worker.run(lambda engine: engine.load(tmp_path / "checkpoint1"))
+        assert neuron.engine.state_hash == source.engine.state_hash
 
 
 async def test_only_this_epoch_and_the_last_are_offered(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from distributed_training.engine.records import Work
-from distributed_training.model.files import MANIFEST, read_manifest, read_state, read_tensors, write_state
+from distributed_training.model.files import FILES, MANIFEST, read_manifest, read_state, read_tensors, write_state
 from distributed_training.model.layout import Layout, Vector
 from distributed_training.model.state import State
 from template.errors import CorruptState
@@ -81,6 +81,17 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     for other in folder.glob(_STATE_PATTERN):
         if other not in (target, before):
             shutil.rmtree(other)
+
+
+def take_state(folder: Path, source: Path, epoch: int) -> None:
+    """Make the state in `source`, which was verified, that of `epoch` in the checkpoint: moved, not written again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"state-{epoch:08d}"
+    partial = _cleared(folder, target)
+    partial.mkdir()
+    for name in FILES:
+        os.replace(source / name, partial / name)
+    partial.rename(target)
 
 
 def _vectors(snapshot: Snapshot) -> dict[str, Vector]:
@@ -172,8 +183,14 @@ def _holds(folder: Path, state_hash: str) -> bool:
 
 def _write_aside(folder: Path, target: Path, state: State, config: Mapping[str, Any], run_id: str) -> None:
     """Write the state under another name, then rename: `target` is complete or absent."""
+    partial = _cleared(folder, target)
+    write_state(partial, state, config, run_id)
+    partial.rename(target)
+
+
+def _cleared(folder: Path, target: Path) -> Path:
+    """Where `target` is put together; what an earlier try or another state has left there and at `target` is gone."""
     partial = folder / f"{target.name}.partial"
     for stale in (partial, target):
         shutil.rmtree(stale, ignore_errors=not stale.exists())
-    write_state(partial, state, config, run_id)
-    partial.rename(target)
+    return partial

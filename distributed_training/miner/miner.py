@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 from distributed_training.catch_up import CatchUp
 from distributed_training.engine.engine import Engine
@@ -15,6 +16,7 @@ from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
 from distributed_training.protocol import NO_SUCH_EPOCH, Train, TrainResponse
 from distributed_training.run import RunSpec
+from distributed_training.schedule import View
 from template.clock import Clock
 from template.errors import Refused, StateError
 from template.neuron import together
@@ -25,6 +27,7 @@ from template.transport.policy import Caller
 TICK_SECONDS = 2.0
 CENSUS_SECONDS = 5.0
 CHECKPOINT_SECONDS = 30.0
+ASKED_MINERS = 16
 
 
 class Miner:
@@ -151,7 +154,14 @@ class Miner:
             if alone:
                 views = (*views, self._node.view())
             if not self._node.in_round:
-                in_step = await self._catch_up.check(views, metagraph.stake, len(validators))
+                in_step = await self._catch_up.check(views, metagraph.stake, len(validators), self._some_miners)
                 if in_step and self._fallback.alone:
                     await self._fallback.consider(metagraph, views)
             await self._clock.sleep(TICK_SECONDS)
+
+    async def _some_miners(self) -> tuple[View, ...]:
+        """Where a few other miners stand, any of them: they can give a state as well as a validator."""
+        metagraph = self._chain.metagraph
+        others = set(range(len(metagraph))) - validators_of(metagraph, self._spec.epoch.validator_stake)
+        chosen = random.SystemRandom().sample(sorted(others), min(ASKED_MINERS, len(others)))
+        return await self._census.ask(metagraph, chosen, CENSUS_SECONDS)

@@ -2,7 +2,8 @@
 
 Two hashes, both sha256. `model_hash` covers the parameters alone: what a published model is checked against.
 `state_hash` covers the epoch, the parameters and every optimiser vector. Peers compare the latter, because equal
-parameters with unequal moments would part at the next update, with nothing to show who was wrong.
+parameters with unequal moments would part at the next update, with nothing to show who was wrong. Both are taken over
+the digests of the vectors' chunks (`chunks.py`), so that a state can be checked piece by piece as it arrives.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-import numpy as np
-
+from distributed_training.model.chunks import Chunks, chunk_digests
 from distributed_training.model.layout import Layout, Vector
 from template.errors import CorruptState
 
-MODEL_TAG = b"dt-model/1"
-STATE_TAG = b"dt-state/1"
+MODEL_TAG = b"dt-model/2"
+STATE_TAG = b"dt-state/2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,38 +44,47 @@ class State:
         object.__setattr__(self, "optimizer", MappingProxyType(dict(self.optimizer)))
 
     @cached_property
+    def digests(self) -> bytes:
+        """The digests of all chunks: those of the parameters, then of the optimiser vectors in order of name."""
+        vectors = (self.params, *(self.optimizer[name] for name in sorted(self.optimizer)))
+        return b"".join(map(chunk_digests, vectors))
+
+    @cached_property
     def model_hash(self) -> str:
         """sha256 in hex over the parameters."""
-        return model_hash(self.layout, self.params)
+        return self._hashes[0]
 
     @cached_property
     def hash(self) -> str:
         """The state hash: sha256 in hex over epoch, parameters and optimiser vectors."""
-        return state_hash(self.layout, self.epoch, self.params, self.optimizer)
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        return hashes(self.layout, self.epoch, tuple(sorted(self.optimizer)), self.digests)
 
 
-def model_hash(layout: Layout, params: Vector) -> str:
-    """sha256 (hex) over a version tag and, in canonical order, each parameter's name, shape, dtype and bytes."""
-    digest = hashlib.sha256(MODEL_TAG)
-    for name, piece in layout.split(params):
-        _absorb(digest, name, piece)
-    return digest.hexdigest()
+def hashes(layout: Layout, epoch: int, optimizer: tuple[str, ...], digests: bytes) -> tuple[str, str]:
+    """Model hash and state hash (hex) of the state whose chunks have these digests.
+
+    The model hash covers a version tag, each parameter's name, shape and dtype in canonical order, and the digests of
+    the parameters' chunks; the state hash a version tag, the epoch, the model hash and, of each optimiser vector in
+    order of name, its name, shape, dtype and digests.
+    """
+    params, *moments = Chunks.of(layout, optimizer).of_vector(digests)
+    model = hashlib.sha256(MODEL_TAG)
+    for tensor in layout.tensors:
+        model.update(_header(tensor.name, tensor.shape))
+    model.update(params)
+    state = hashlib.sha256(STATE_TAG)
+    state.update(epoch.to_bytes(8, "little"))
+    state.update(model.digest())
+    for name, part in zip(sorted(optimizer), moments, strict=True):
+        state.update(_header(name, (layout.size,)) + part)
+    return model.hexdigest(), state.hexdigest()
 
 
-def state_hash(layout: Layout, epoch: int, params: Vector, optimizer: Mapping[str, Vector]) -> str:
-    """sha256 (hex) over a version tag, the epoch, the model hash, and the optimiser vectors sorted by name."""
-    digest = hashlib.sha256(STATE_TAG)
-    digest.update(epoch.to_bytes(8, "little"))
-    digest.update(bytes.fromhex(model_hash(layout, params)))
-    for name in sorted(optimizer):
-        layout.check(optimizer[name])
-        _absorb(digest, name, optimizer[name])
-    return digest.hexdigest()
-
-
-def _absorb(digest: hashlib._Hash, name: str, array: Vector) -> None:
-    """Feed one array: a header line of known length, then its little-endian bytes in C order."""
-    header = f"{name}|{'x'.join(map(str, array.shape))}|<f4".encode()
-    digest.update(len(header).to_bytes(4, "little"))
-    digest.update(header)
-    digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+def _header(name: str, shape: tuple[int, ...]) -> bytes:
+    """A line of known length: name, shape, and the dtype, little-endian float32."""
+    line = f"{name}|{'x'.join(map(str, shape))}|<f4".encode()
+    return len(line).to_bytes(4, "little") + line

@@ -168,6 +168,7 @@ class Validator:
         self._live = frozenset(view.uid for view in views)
         if self._node.in_round:
             return
+        self._ended_with = None  # only needed after a round of ours; a second state takes memory
         validators = validators_of(metagraph, self._spec.epoch.validator_stake)
         if not await self._catch_up.check(views, metagraph.stake, len(validators)):
             return

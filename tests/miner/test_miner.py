@@ -16,7 +16,7 @@ from distributed_training.protocol import Train, TrainResponse
 from template.clock import ManualClock
 from template.errors import NotRegistered, StateError
 from template.transport.dendrite import Outcome
-from tests.roles import Subnet, metagraph_of, subnet
+from tests.roles import Subnet, metagraph_of, serving, subnet
 
 
 async def ask(net: Subnet, by: int = 0, **fields: int) -> Outcome:
@@ -116,6 +116,24 @@ async def test_a_new_state_is_kept_without_delaying_the_answer(tmp_path: Path) -
         await eventually(lambda: neuron.keeper.offer(1) is not None)
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_who_is_behind_takes_the_state_from_other_miners_too(tmp_path: Path) -> None:
+    """The validators are not to serve everybody: here the only one serves nobody, and another miner has the state."""
+    async with subnet(tmp_path, miners=2, attached=False) as net:
+        for uid in (0, 2):
+            net.neurons[uid].node.attach(net.neurons[uid].axon, net.neurons[uid].ended.append)
+            await net.neurons[uid].worker.run(end_epoch)
+            await net.neurons[uid].keeper.save()
+        late = net.neurons[1]
+        async with serving(net.neurons[2]):
+            running = asyncio.create_task(net.miner(1).run())
+            await eventually(lambda: late.engine.epoch == 1)
+            await eventually(lambda: late.told("CaughtUp"))
+            running.cancel()
+            await asyncio.wait({running})
+        assert list(late.told("CaughtUp")[0]["parts"]) == ["peer:2"]
+        assert late.state == net.neurons[0].state
 
 
 async def test_it_ends_with_what_ended_its_training(tmp_path: Path) -> None:

@@ -21,18 +21,40 @@ def state(epoch: int = 3, **changes: np.ndarray) -> State:
     return State(LAYOUT, epoch, made["params"], {"second": made["second"], "first": made["first"]})
 
 
-def block(name: str, shape: str, values: list[float]) -> bytes:
-    header = f"{name}|{shape}|<f4".encode()
-    return struct.pack("<I", len(header)) + header + struct.pack(f"<{len(values)}f", *values)
+def described(name: str, shape: str) -> bytes:
+    line = f"{name}|{shape}|<f4".encode()
+    return struct.pack("<I", len(line)) + line
+
+
+def floats(*values: float) -> bytes:
+    return hashlib.sha256(struct.pack(f"<{len(values)}f", *values)).digest()
 
 
 def test_hashes_are_those_of_the_definition() -> None:
     """Both hashes, computed again with struct and hashlib alone."""
-    model = hashlib.sha256(b"dt-model/1" + block("a.weight", "2x2", [0, 1, 2, 3]) + block("b", "3", [4, 5, 6]))
+    model = hashlib.sha256(b"dt-model/2" + described("a.weight", "2x2") + described("b", "3") + floats(*range(7)))
     assert state().model_hash == model.hexdigest()
-    whole = b"dt-state/1" + struct.pack("<Q", 3) + model.digest()
-    whole += block("first", "7", [0, 2, 4, 6, 8, 10, 12]) + block("second", "7", [0, 3, 6, 9, 12, 15, 18])
+    whole = b"dt-state/2" + struct.pack("<Q", 3) + model.digest()
+    whole += described("first", "7") + floats(0, 2, 4, 6, 8, 10, 12)
+    whole += described("second", "7") + floats(0, 3, 6, 9, 12, 15, 18)
     assert state().hash == hashlib.sha256(whole).hexdigest()
+
+
+def test_long_vectors_are_hashed_chunk_by_chunk() -> None:
+    """A MiB each, the last one shorter, and none reaches into the next vector."""
+    size = 600_000  # 2.3 MiB
+    layout = Layout((Tensor("w", (size,), 0),))
+    params, moment = (np.random.default_rng(seed).normal(size=size).astype(np.float32) for seed in (1, 2))
+    digests = [
+        hashlib.sha256(data[at : at + 2**20]).digest()
+        for data in (params.tobytes(), moment.tobytes())
+        for at in range(0, 4 * size, 2**20)
+    ]
+    made = State(layout, 1, params, {"m": moment})
+    assert made.digests == b"".join(digests)
+    model = hashlib.sha256(b"dt-model/2" + described("w", str(size)) + b"".join(digests[:3])).digest()
+    whole = b"dt-state/2" + struct.pack("<Q", 1) + model + described("m", str(size)) + b"".join(digests[3:])
+    assert made.hash == hashlib.sha256(whole).hexdigest()
 
 
 def test_every_part_counts() -> None:
