@@ -88,6 +88,8 @@ class Board:
         self.seconds: dict[RoundState, float] = {}
         self.failures: dict[int, Failure] = {}
         self.suspects: dict[int, tuple[str, str]] = {}  # uid -> role, reason
+        self.uid = uid
+        self.given_up = False  # by ourselves
         self.closed = False
         self._entered = time.monotonic()
         self._bell = asyncio.Event()
@@ -114,7 +116,14 @@ class Board:
         """Take a member's vote; its first word stands."""
         if self.links[uid].vote is None:
             self.links[uid].vote = vote
+            if self.uid in vote.followed and not self.given_up:
+                self.fail(uid, "voter", "says that it gave the round up because we did")
         self._bell.set()
+
+    def give_up(self) -> tuple[int, ...]:
+        """Note that we give the round up now; who did so before us."""
+        self.given_up = True
+        return tuple(uid for uid, link in self.links.items() if link.gave_up)
 
     def name_unexplained(self) -> None:
         """Turn those suspects into failures that have not given the round up themselves."""
@@ -123,9 +132,9 @@ class Board:
                 self.fail(uid, role, reason)
 
     def name_the_mute(self) -> None:
-        """Name those who gave the round up for no reason that they tell."""
+        """Name those who gave the round up for no reason that they tell, be it only that somebody else did."""
         for uid, link in self.links.items():
-            if link.vote is not None and link.gave_up and not link.vote.failures:
+            if link.vote is not None and link.gave_up and not (link.vote.failures or link.vote.followed):
                 self.fail(uid, "voter", "gave the round up and named nobody")
 
     def reasons(self) -> tuple[Failure, ...]:

@@ -17,6 +17,7 @@ _LENGTH = struct.Struct(">I")
 
 Weight = Annotated[float, Field(ge=0)]
 Failures = Annotated[tuple[Failure, ...], Field(max_length=MAX_GROUP)]
+Uids = Annotated[tuple[Uid, ...], Field(max_length=MAX_GROUP)]
 M = TypeVar("M", bound=Message)
 
 
@@ -42,10 +43,11 @@ class Hello(Message):
 
 
 class Answer(Message):
-    """Reply to a Hello or a Vote. `ended` comes with the failures for which the answering member gave the round up."""
+    """Reply to a Hello or a Vote. `ended` comes with why the answering member gave the round up, as in its Vote."""
 
     code: Literal["ready", "busy", "ended", "unknown", "stranger"]
     failures: Failures = ()
+    followed: Uids = ()
     direct: DirectOffer | None = None
 
 
@@ -56,11 +58,15 @@ class Weights(Message):
 
 
 class Vote(Message):
-    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why."""
+    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why.
+
+    `followed` are those that gave the round up before, and that a member which saw no failure itself gives it up for.
+    """
 
     average_hash: Hash | None
     digests: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)] = ()
     failures: Failures = ()
+    followed: Uids = ()
 
 
 async def write_message(stream: Stream, message: Message) -> None:

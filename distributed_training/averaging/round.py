@@ -77,6 +77,7 @@ class Round:
         attempt: Attempt | None = None,
     ) -> None:
         self.plan = plan
+        self.followed: tuple[int, ...] = ()  # who had given the round up when we did
         self._uid = uid
         self._transport = transport
         self._direct = direct
@@ -173,7 +174,8 @@ class Round:
         if time.monotonic() >= deadline:
             self._name_the_late()
         self._board.name_the_mute()
-        ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons()))
+        self.followed = self._board.give_up()
+        ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons(), followed=self.followed))
         settled = time.monotonic() + self._config.settle_seconds
         moving = self._board.state is RoundState.EXCHANGE
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
@@ -305,7 +307,8 @@ class Round:
             if code != "ready":
                 stream.abort()
         if code == "ended":
-            self._board.hear(link.member.uid, Vote(average_hash=None, failures=answer.failures))
+            why = Vote(average_hash=None, failures=answer.failures, followed=answer.followed)
+            self._board.hear(link.member.uid, why)
             return None
         if code == "busy":
             raise AveragingError("the member has no room for our stream now")
