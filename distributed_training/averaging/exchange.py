@@ -165,8 +165,10 @@ class Exchange:
         """The reducer must use the weights that the senders told us. If not, one of the two lies: both are named."""
         if claimed == self._weights:
             return
+        if claimed.keys() != self._weights.keys():
+            raise Fault("averages other members than the plan has")
         for uid, weight in self._weights.items():
-            if claimed.get(uid) != weight and uid not in (self._uid, reducer):
+            if claimed[uid] != weight and uid not in (self._uid, reducer):
                 self._board.fail(uid, "sender", f"its weight is disputed between us and reducer {reducer}")
         raise Fault("uses other weights than the members told us")
 

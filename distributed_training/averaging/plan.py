@@ -31,10 +31,11 @@ class Participant:
 
 @dataclass(frozen=True, kw_only=True)
 class StateDeadlines:
-    """Seconds: CONNECT may take `connect`, EXCHANGE `exchange` from there on, COMMIT `commit` from its end on.
+    """Seconds: CONNECT may take `connect`, EXCHANGE `exchange` from there on, COMMIT `commit` from there on.
 
-    A member that is early in COMMIT waits there for those that use their whole EXCHANGE, so the bound on a round is
-    the sum of the three.
+    A member that is early in EXCHANGE waits there for those that use their whole CONNECT, and one that is early in
+    COMMIT for those that use their whole EXCHANGE. So a member that hangs costs the others the longest one of the
+    three, and the bound on a round is their sum.
     """
 
     connect: float

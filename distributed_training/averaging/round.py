@@ -103,7 +103,9 @@ class Round:
             await self._prepare()
             if not await self._connect(connect_end):
                 return await self._abort(connect_end)
-            exchange_end = time.monotonic() + self.plan.deadlines.exchange
+            # Who is still in CONNECT may stay there until its end, and tell us then that it gave up.
+            all_connected = connect_end + self._config.settle_seconds
+            exchange_end = max(time.monotonic() + self.plan.deadlines.exchange, all_connected)
             if not await self._move_data(exchange_end):
                 return await self._abort(exchange_end)
             return await self._commit(exchange_end)
@@ -150,21 +152,32 @@ class Round:
         return await self._board.until(self._exchange.complete, deadline, self._hopeless)
 
     async def _commit(self, exchange_end: float) -> RoundResult:
-        """Vote and count. Members may be in EXCHANGE until its very end, so COMMIT is counted from there."""
+        """Vote and count. Members may be in EXCHANGE until its very end, so nobody is given up before."""
         self._board.enter(RoundState.COMMIT)
+        deadline = self._commit_end(exchange_end)
         self._average_hash = self._exchange.average_hash()
         vote = Vote(average_hash=self._average_hash, digests=tuple(self._exchange.digests().items()))
         ballots = self._cast(vote)
-        deadline = exchange_end + self.plan.deadlines.commit
         await self._board.until(lambda: self._decision() is not Decision.WAIT, deadline, _never)
         if self._decision() is not Decision.COMMIT:
-            # Our vote still has to arrive, and the others' to tell who sent whom what.
-            settled = time.monotonic() + self._config.settle_seconds
+            late = time.monotonic() >= deadline
+            # Our vote still has to arrive, and the others' to tell who sent whom what; a deadline was time enough.
+            settled = deadline if late else time.monotonic() + self._config.settle_seconds
             await self._board.until(lambda: self._nobody_needs_us(ballots), settled, _never)
-            self._blame_for_the_vote(late=time.monotonic() >= deadline)
+            self._blame_for_the_vote(late=late)
             return self._result(RoundState.ABORTED)
-        await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never)
+        if not await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never):
+            self._name_the_silent("no vote by the end of EXCHANGE")
         return self._result(RoundState.DONE)
+
+    def _commit_end(self, exchange_end: float) -> float:
+        """The others have until the end of EXCHANGE to get there, and their votes the time of COMMIT to arrive.
+
+        Who hangs costs so no more than the longer one of the two.
+        """
+        commit = self.plan.deadlines.commit
+        arrived = exchange_end + min(commit, self._config.settle_seconds)
+        return min(exchange_end + commit, max(arrived, time.monotonic() + commit))
 
     async def _abort(self, deadline: float) -> RoundResult:
         """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain.
@@ -243,13 +256,17 @@ class Round:
 
     def _blame_for_the_vote(self, *, late: bool) -> None:
         links = self._board.links
-        for uid, link in links.items():
-            if late and not link.voted_or_lost:
-                self._board.fail(uid, "voter", f"no vote in {self.plan.deadlines.commit:g} s")
+        if late:
+            self._name_the_silent(f"no vote in {self.plan.deadlines.commit:g} s")
         seen = {uid: dict(x.vote.digests) for uid, x in links.items() if x.vote is not None and not x.gave_up}
         for named in disagreements(seen | {self._uid: self._exchange.digests()}):
             if named.uid != self._uid:
                 self._board.fail(named.uid, named.role, named.reason)
+
+    def _name_the_silent(self, reason: str) -> None:
+        for uid, link in self._board.links.items():
+            if not link.voted_or_lost:
+                self._board.fail(uid, "voter", reason)
 
     def _weights(self) -> dict[int, float]:
         """The weight of each contributor, ascending by uid, as told by itself."""

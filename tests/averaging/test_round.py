@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distributed_training.averaging import exchange, round
+from distributed_training.averaging.board import Board
 from distributed_training.averaging.codec import Floats
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
@@ -189,6 +190,51 @@ async def test_a_part_of_the_wrong_size_is_named() -> None:
         require_abort(results, 1)
 
 
+async def test_who_gives_up_because_another_did_is_not_named() -> None:
+    """Only member 0 can see what member 3 does wrong; the others follow it, and must not take each other for mute."""
+    for _ in range(5):
+        async with memory_group(4) as (group, _network):
+            plan = make_plan(group.members(), 3000, deadlines=SHORT)
+            odd = dataclasses.replace(plan, members=tuple(m for m in plan.members if m.uid != 0))
+            values, by = contributions(plan), weights(plan)
+            alone = asyncio.create_task(group.averagers[3].run(odd, values[3], by[3]))
+            results = await group.run(plan, values, without=[3])
+            await alone
+            require_abort(results, 3)
+
+
+async def test_who_says_that_it_follows_somebody_that_went_on_is_named() -> None:
+    """By the one that knows better: a member cannot spoil a round and put that on another one."""
+    async with memory_group(2) as (group, _):
+        board = Board(make_plan(group.members(), 10), 0)
+        board.hear(1, Vote(average_hash=None, followed=(0,)))
+        assert [f.uid for f in board.failures.values()] == [1]
+        board = Board(make_plan(group.members(), 10), 0)
+        board.give_up()
+        board.hear(1, Vote(average_hash=None, followed=(0,)))
+        board.name_the_mute()
+        assert not board.failures
+
+
+async def test_a_member_that_waits_in_exchange_for_one_in_connect_does_not_name_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """EXCHANGE may be shorter than CONNECT: member 2 never meets member 1, whom alone it names; 0 names nobody else."""
+    async with memory_group(3) as (group, _):
+        dial = MemoryNetwork.dial
+
+        def torn(self: MemoryNetwork, caller: str, peer_id: str, protocol: str) -> MemoryStream:
+            if {caller, peer_id} == {"peer-1", "peer-2"}:
+                raise AveragingError("no way")
+            return dial(self, caller, peer_id, protocol)
+
+        monkeypatch.setattr(MemoryNetwork, "dial", torn)
+        hurried = StateDeadlines(connect=0.8, exchange=0.2, commit=0.2)
+        plan = make_plan(group.members(), 1000, deadlines=hurried)
+        results = await group.run(plan, contributions(plan))
+        assert {uid: {f.uid for f in r.outcome.failures} for uid, r in results.items()} == {0: set(), 1: {2}, 2: {1}}
+
+
 class _TwoFaced(Reducer):
     """A reducer that sends everybody other bytes."""
 
@@ -281,6 +327,24 @@ async def test_without_a_quorum_everybody_keeps_its_state(monkeypatch: pytest.Mo
         results.pop(0)
         require_abort(results, 0)
         assert {(f.state, f.role) for r in results.values() for f in r.outcome.failures} == {("COMMIT", "voter")}
+
+
+@pytest.mark.parametrize("quorum", [0.67, 1.0])
+async def test_a_member_that_hangs_before_its_vote_costs_one_deadline(
+    monkeypatch: pytest.MonkeyPatch, quorum: float
+) -> None:
+    """Not EXCHANGE and COMMIT one after the other; it is named whether the others need its vote or not."""
+    async with memory_group(4) as (group, _):
+        cast = round.Round._cast
+        monkeypatch.setattr(round.Round, "_cast", lambda self, vote: [] if self._uid == 0 else cast(self, vote))
+        deadlines = StateDeadlines(connect=0.6, exchange=1.2, commit=1.2)
+        plan = make_plan(group.members(), 1000, quorum=quorum, deadlines=deadlines)
+        began = time.monotonic()
+        results = await group.run(plan, contributions(plan))
+        assert time.monotonic() - began < 1.2 + 1.2
+        results.pop(0)
+        assert {r.outcome.completed for r in results.values()} == {quorum < 1}
+        assert {f.uid for r in results.values() for f in r.outcome.failures} == {0}
 
 
 async def test_rounds_one_after_another_do_not_mix() -> None:

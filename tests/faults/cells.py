@@ -22,12 +22,15 @@ from tests.faults.crowd import Crowd, Heard, Order, Report, expected, next_group
 from tests.faults.sabotage import Kind, Sabotage
 
 Plane = Literal["direct", "libp2p"]
+Ends = Literal["DONE", "ABORTED"]
 Witnesses = Literal["all", "some", "any", "nobody"]  # how many of the honest members must name the culprit
 
 SIZE = 2_000_000
-DEADLINES = StateDeadlines(connect=5.0, exchange=4.0, commit=3.0)
-MARGIN = 1.0  # seconds beyond one deadline
+DEADLINES = StateDeadlines(connect=4.0, exchange=5.0, commit=3.0)
+HURRIED = StateDeadlines(connect=4.0, exchange=1.5, commit=1.0)  # EXCHANGE ends before CONNECT may
 COUNT = 4
+MIDWAY = SIZE * 4 // COUNT * 3 // 4  # bytes sent in EXCHANGE when a signal strikes: nobody has a whole share yet
+MARGIN = 1.0  # seconds beyond one deadline
 CULPRIT = 3
 HONEST = (0, 1, 2)
 LIMIT = 60.0  # seconds after which a member is taken to hang
@@ -40,7 +43,7 @@ class Watch:
     orders: Mapping[int, Order]
     plan: RoundPlan
     honest: tuple[int, ...]
-    ends: Literal["DONE", "ABORTED"]
+    ends: Ends
     names: Mapping[int, frozenset[int]]
     witnesses: Witnesses
 
@@ -158,8 +161,10 @@ def cells() -> Iterator[Cell]:
                 for role in ("sender", "reducer"):
                     if plane == "direct" or state in ("EXCHANGE", "COMMIT"):
                         yield _signal(kind, state, role, plane)
-    yield _signal("kill", "COMMIT", "sender", "direct", quorum=1.0)
-    yield _signal("stop", "COMMIT", "sender", "direct", quorum=1.0)
+    yield _signal("kill", "COMMIT", "sender", "direct", "its vote needed", quorum=1.0)
+    yield _signal("stop", "COMMIT", "sender", "direct", "its vote needed", quorum=1.0)
+    for state in ("CONNECT", "EXCHANGE", "COMMIT"):
+        yield _signal("stop", state, "reducer", "direct", "short EXCHANGE", deadlines=HURRIED)
     yield _misdeed("slow", "straggler in time", "sender", 0.05, ends="DONE", witnesses="nobody")
     yield _misdeed("slow", "straggler in time", "reducer", 0.05, ends="DONE", witnesses="nobody")
     for role in ("sender", "reducer"):
@@ -172,8 +177,8 @@ def cells() -> Iterator[Cell]:
     yield _misdeed("nan average", "sends NaN as the average", "reducer")
     yield _misdeed("much", "sends one chunk more", "sender", ends="DONE", witnesses="any")
     yield _other_plan("wrong size", lambda plan: dataclasses.replace(plan, size=plan.size + 999), "all")
-    yield _other_plan("other shares", _other_shares, "all")
-    yield _other_plan("other members", _other_members, "some")
+    yield _other_plan("wrong group: other shares", _other_shares, "all")
+    yield _other_plan("wrong group: other members", _other_members, "some")
     yield Cell(case="late start", state="CONNECT", role="", plane="direct", deadline=DEADLINES.connect, stage=_late)
     yield Cell(
         case="too late start", state="CONNECT", role="", plane="direct", deadline=DEADLINES.connect, stage=_too_late
@@ -196,36 +201,31 @@ def cell_named(name: str) -> Cell:
     return next(cell for cell in cells() if cell.name == name)
 
 
-def _signal(kind: Kind, state: str, role: str, plane: Plane, quorum: float = 0.67) -> Cell:
+def _signal(
+    kind: Kind,
+    state: str,
+    role: str,
+    plane: Plane,
+    remark: str = "",
+    *,
+    quorum: float = 0.67,
+    deadlines: StateDeadlines = DEADLINES,
+) -> Cell:
     """A process that dies or hangs: lost before the vote, the round fails; lost at the vote, the others commit."""
     signal = {"kill": "SIGKILL", "stop": "SIGSTOP"}[kind]
-    witnesses: Witnesses = "all" if state in ("PREPARE", "EXCHANGE") else "some"
-    if state == "COMMIT":
-        witnesses = "any" if quorum < 1 else "all"
-    deadlines = {"PREPARE": DEADLINES.connect, "CONNECT": max(DEADLINES.connect, DEADLINES.exchange)}
+    ends: Ends = "DONE" if state == "COMMIT" and quorum < 1 else "ABORTED"
+    witnesses: Witnesses = "some" if state == "CONNECT" else "all"  # some had not met it when it was lost
+    sabotage = Sabotage(kind=kind, state=state, after=MIDWAY)
     return Cell(
-        case=signal if quorum < 1 else f"{signal}, its vote needed",
+        case=f"{signal}, {remark}" if remark else signal,
         state=state,
         role=role,
         plane=plane,
-        deadline=deadlines.get(state, DEADLINES.exchange),
+        deadline=deadlines.connect if state == "PREPARE" else max(deadlines.connect, deadlines.exchange),
         stage=lambda crowd: _one_culprit(
-            crowd,
-            role,
-            plane,
-            Sabotage(kind=kind, state=state, after=_half(role)),
-            ends="DONE" if state == "COMMIT" and quorum < 1 else "ABORTED",
-            witnesses=witnesses,
-            quorum=quorum,
+            crowd, role, plane, sabotage, ends=ends, witnesses=witnesses, quorum=quorum, deadlines=deadlines
         ),
     )
-
-
-def _half(role: str) -> int:
-    """Half of the bytes that the culprit has to send."""
-    shares = len(HONEST) / COUNT if role == "reducer" else 1.0
-    averages = len(HONEST) / COUNT if role == "reducer" else 0.0
-    return int(4 * SIZE * (shares + averages) / 2)
 
 
 def _misdeed(
@@ -235,7 +235,7 @@ def _misdeed(
     seconds: float = 0.0,
     *,
     plane: Plane = "direct",
-    ends: Literal["DONE", "ABORTED"] = "ABORTED",
+    ends: Ends = "ABORTED",
     witnesses: Witnesses = "all",
 ) -> Cell:
     """A process that lives and does wrong in EXCHANGE."""
@@ -256,19 +256,18 @@ def _one_culprit(
     plane: Plane,
     sabotage: Sabotage,
     *,
-    ends: Literal["DONE", "ABORTED"],
+    ends: Ends,
     witnesses: Witnesses,
     quorum: float = 0.67,
+    deadlines: StateDeadlines = DEADLINES,
 ) -> tuple[Watch, ...]:
     shares = {CULPRIT: 0.0} if role == "sender" else {}
-    plan = crowd.plan(range(COUNT), size=SIZE, deadlines=DEADLINES, shares=shares, quorum=quorum)
+    plan = crowd.plan(range(COUNT), size=SIZE, deadlines=deadlines, shares=shares, quorum=quorum)
     honest, culprit = Order(plan=plan), Order(plan=plan, direct=plane == "direct", sabotage=sabotage)
     return (_watch(plan, dict.fromkeys(HONEST, honest) | {CULPRIT: culprit}, ends, witnesses),)
 
 
-def _watch(
-    plan: RoundPlan, orders: Mapping[int, Order], ends: Literal["DONE", "ABORTED"], witnesses: Witnesses
-) -> Watch:
+def _watch(plan: RoundPlan, orders: Mapping[int, Order], ends: Ends, witnesses: Witnesses) -> Watch:
     """A round with one culprit, whom alone anybody may name."""
     names = dict.fromkeys(HONEST, frozenset({CULPRIT}))
     return Watch(orders=orders, plan=plan, honest=HONEST, ends=ends, names=names, witnesses=witnesses)
@@ -276,21 +275,14 @@ def _watch(
 
 def _other_plan(case: str, change: Callable[[RoundPlan], RoundPlan], witnesses: Witnesses) -> Cell:
     """A member that has another plan under the same round id."""
+    deadline = max(DEADLINES.connect, DEADLINES.exchange)
 
     def stage(crowd: Crowd) -> tuple[Watch, ...]:
         plan = crowd.plan(range(COUNT), size=SIZE, deadlines=DEADLINES)
         orders = dict.fromkeys(HONEST, Order(plan=plan)) | {CULPRIT: Order(plan=change(plan))}
         return (_watch(plan, orders, "ABORTED", witnesses),)
 
-    deadline = max(DEADLINES.connect, DEADLINES.exchange)
-    return Cell(
-        case=f"wrong group: {case}" if "size" not in case else case,
-        state="EXCHANGE",
-        role="",
-        plane="direct",
-        deadline=deadline,
-        stage=stage,
-    )
+    return Cell(case=case, state="EXCHANGE", role="", plane="direct", deadline=deadline, stage=stage)
 
 
 def _other_shares(plan: RoundPlan) -> RoundPlan:
