@@ -147,11 +147,14 @@ async def ours(order: Result) -> None:
 
     place = Path(order["folder"]) / f"identity-{order['rank']}"
     initial = tuple(order["initial_peers"])
-    async with Peer(PeerConfig(host="127.0.0.1", port=0, identity_path=place, initial_peers=initial)) as peer:
+    host = order.get("host", "127.0.0.1")  # links.py gives each member a host of its own
+    async with Peer(PeerConfig(host=host, port=0, identity_path=place, initial_peers=initial)) as peer:
         say({"ready": {"uid": order["rank"], "peer_id": peer.peer_id, "addresses": peer.addresses}})
         group = (await asyncio.to_thread(hear))["group"]
+        shares = order.get("shares", [1.0] * len(group))
         members = tuple(
-            Participant(**{**m, "addresses": tuple(m["addresses"])}, share=1.0, contributes=True) for m in group
+            Participant(**{**m, "addresses": tuple(m["addresses"])}, share=share, contributes=True)
+            for m, share in zip(group, shares, strict=True)
         )
         known = {m.peer_id for m in members}
         values = vector(order)
