@@ -97,7 +97,7 @@ async def play(crowd: Crowd, cell: Cell, margin: float = MARGIN) -> Row:
 
 
 def _judge(row: Row, watch: Watch, heard: Heard, margin: float) -> None:
-    reports = heard.reports
+    reports = {uid: report for uid, report in heard.reports.items() if uid in watch.honest}
     row.require(not heard.errors, f"errors {heard.errors}")
     row.require(reports.keys() == set(watch.honest), f"only {sorted(reports)} took part")
     if not reports:

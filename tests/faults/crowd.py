@@ -226,7 +226,7 @@ class Crowd:
     async def replace(self, uids: Iterable[int]) -> None:
         """End these members and start them again, under the same identities."""
         uids = set(uids)
-        initial = tuple(m.addresses[0] for uid, m in self.members.items() if uid not in uids and m.fit)
+        initial = tuple(a for uid, m in self.members.items() if uid not in uids and m.fit for a in m.addresses[:1])
         await asyncio.gather(*(self.members[uid].end() for uid in uids))
         await asyncio.gather(*(self._start(uid, initial) for uid in uids))
 
