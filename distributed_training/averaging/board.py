@@ -87,6 +87,7 @@ class Board:
         self.state = RoundState.PREPARE
         self.seconds: dict[RoundState, float] = {}
         self.failures: dict[int, Failure] = {}
+        self.harmless: set[int] = set()  # whose failure does not spoil the round
         self.suspects: dict[int, tuple[str, str]] = {}  # uid -> role, reason
         self.uid = uid
         self.given_up = False  # by ourselves
@@ -105,8 +106,15 @@ class Board:
         """Name a member; only the first reason counts."""
         if self.state in (RoundState.DONE, RoundState.ABORTED):
             return  # the report is written
+        self.harmless.discard(uid)
         self.failures.setdefault(uid, failure(uid, self.state.value, role, reason))
         self._bell.set()
+
+    def note(self, uid: int, role: str, reason: str) -> None:
+        """Name a member for what does the round no harm."""
+        if uid not in self.failures:
+            self.fail(uid, role, reason)
+            self.harmless.add(uid)
 
     def suspect(self, uid: int, role: str, reason: str) -> None:
         self.suspects.setdefault(uid, (role, reason))
@@ -134,16 +142,25 @@ class Board:
     def name_the_mute(self) -> None:
         """Name those who gave the round up for no reason that they tell, be it only that somebody else did."""
         for uid, link in self.links.items():
-            if link.vote is not None and link.gave_up and not (link.vote.failures or link.vote.followed):
+            vote = link.vote
+            if vote is not None and link.gave_up and not (vote.failures or vote.suspicions or vote.followed):
                 self.fail(uid, "voter", "gave the round up and named nobody")
 
-    def reasons(self) -> tuple[Failure, ...]:
-        """Why we give the round up: the failures seen, and the suspicions."""
-        suspected = {
-            uid: failure(uid, self.state.value, role, f"suspected: {reason}")
+    def suspicions(self) -> tuple[Failure, ...]:
+        """Whom we suspect and have not seen fail."""
+        return tuple(
+            failure(uid, self.state.value, role, f"suspected: {reason}")
             for uid, (role, reason) in self.suspects.items()
-        }
-        return tuple((suspected | self.failures).values())
+            if uid not in self.failures
+        )
+
+    def excused(self, uid: int) -> bool:
+        """Whether it gave the round up and somebody else saw somebody else fail: what it owed, it need not deliver."""
+        seen = {other.uid for other in self.failures.values()}
+        for witness, link in self.links.items():
+            if witness != uid and link.vote is not None:
+                seen |= {accused.uid for accused in link.vote.failures}
+        return self.links[uid].gave_up and bool(seen - {uid, self.uid})
 
     def settled(self) -> bool:
         """Whether every suspect has explained itself and everybody accused was tried by all who can, ourselves too."""
@@ -162,7 +179,8 @@ class Board:
 
     def accusations(self) -> Mapping[int, tuple[Failure, ...]]:
         """What the others say that they saw."""
-        return {uid: x.vote.failures for uid, x in self.links.items() if x.vote is not None and x.vote.failures}
+        told = {uid: x.vote.failures + x.vote.suspicions for uid, x in self.links.items() if x.vote is not None}
+        return {uid: failures for uid, failures in told.items() if failures}
 
     def transfers(self) -> tuple[Transfer, ...]:
         return tuple(

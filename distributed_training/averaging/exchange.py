@@ -219,7 +219,7 @@ class Exchange:
                 both.create_task(self._take_part(self._reducer, link, lane))
                 both.create_task(self._give_average(self._reducer, link, stream, lane))
             if await stream.read(1):  # the opener closes first, when it has everything; the round's end bounds this
-                raise Fault("more than its part")
+                self._board.note(uid, "sender", "more than its part")
         except* AveragingError as lost:
             self._lost(link, lost.exceptions[0])
         except* Fault as fault:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -89,6 +91,12 @@ class RoundPlan:
     def contributors(self) -> tuple[int, ...]:
         """The uids that put something into the average, ascending: the canonical order of summation."""
         return tuple(sorted(m.uid for m in self.members if m.contributes))
+
+    def digest(self) -> str:
+        """Names what all members must agree on: everything but addresses and deadlines, as sha256 in hex."""
+        fixed = (self.round_id, self.run_id, self.epoch, self.attempt, self.size, self.codec, self.chunk)
+        members = sorted((m.uid, m.peer_id, m.share, m.contributes) for m in self.members)
+        return hashlib.sha256(json.dumps([fixed, self.quorum, self.max_weight, members]).encode()).hexdigest()
 
     def ranges(self) -> dict[int, tuple[int, int]]:
         """The part [start, stop) of the vector that each uid reduces. Members are taken in order of uid."""

@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,6 +78,8 @@ class Round:
         attempt: Attempt | None = None,
     ) -> None:
         self.plan = plan
+        self._digest = plan.digest()
+        self._hurried = False  # our EXCHANGE may end while others give up in CONNECT
         self.followed: tuple[int, ...] = ()  # who had given the round up when we did
         self._uid = uid
         self._transport = transport
@@ -106,6 +109,7 @@ class Round:
             # Who is still in CONNECT may stay there until its end, and tell us then that it gave up.
             all_connected = connect_end + self._config.settle_seconds
             exchange_end = max(time.monotonic() + self.plan.deadlines.exchange, all_connected)
+            self._hurried = exchange_end == all_connected
             if not await self._move_data(exchange_end):
                 return await self._abort(exchange_end)
             return await self._commit(exchange_end)
@@ -188,12 +192,13 @@ class Round:
             self._name_the_late()
         self._board.name_the_mute()
         self.followed = self._board.give_up()
-        ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons(), followed=self.followed))
+        failures, suspicions = tuple(self._board.failures.values()), self._board.suspicions()
+        ballots = self._cast(Vote(average_hash=None, failures=failures, suspicions=suspicions, followed=self.followed))
         settled = time.monotonic() + self._config.settle_seconds
         moving = self._board.state is RoundState.EXCHANGE
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
-            self._name_the_late()
+            self._name_the_late(all_heard=True)
         self._board.name_unexplained()
         return self._result(RoundState.ABORTED)
 
@@ -208,12 +213,16 @@ class Round:
     def _matters(self, failed: Failure) -> bool:
         """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more."""
         link = self._board.links[failed.uid]
+        if failed.uid in self._board.harmless:
+            return False
         return failed.role != "voter" or not (link.connected and link.part_done and link.average_done)
 
-    def _name_the_late(self) -> None:
+    def _name_the_late(self, *, all_heard: bool = False) -> None:
+        """Once all were heard, who owes us its part must have had a better reason to give up than its own word."""
         connecting = self._board.state is RoundState.CONNECT
         for uid, link in self._board.links.items():
-            if link.gave_up:
+            owing = all_heard and not link.part_done and (link.data_open or not (connecting or self._hurried))
+            if link.gave_up and not (owing and not self._board.excused(uid)):
                 continue
             if connecting:
                 if not link.connected:
@@ -314,9 +323,10 @@ class Round:
     async def _greeted(self, link: Link, kind: str, stream: Stream) -> Stream | None:
         code = ""
         try:
-            place = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
-            offer = self._offer() if kind == "control" else None
-            hello = {**place, "kind": kind, "weight": self._weight, "direct": offer}
+            hello: dict[str, Any] = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
+            hello |= {"kind": kind, "weight": self._weight}
+            if kind == "control":
+                hello |= {"direct": self._offer(), "plan": self._digest}
             await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code
@@ -357,6 +367,10 @@ class Round:
             if self._board.state is not RoundState.CONNECT:
                 return  # it is connected; nothing may replace that now
             link.greeting.abort()
+        if hello.plan != self._digest:
+            self._board.fail(link.member.uid, "voter", "has another plan of this round")
+            await _answered(stream, "other plan")
+            return
         reason = _weight_fault(link.member, hello.weight, self.plan.max_weight)
         if reason is not None:
             self._board.fail(link.member.uid, "sender", reason)
@@ -372,11 +386,7 @@ class Round:
             self._lose(link, stream, error)
             return
         self._board.hear(link.member.uid, vote)
-        try:
-            await write_message(stream, Answer(code="ready"))
-            await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
-        except AveragingError:
-            return  # it has voted: what it came for is done
+        await _answered(stream, "ready")
 
     def _lose(self, link: Link, stream: Stream, error: AveragingError) -> None:
         if link.greeting is not stream:  # it came back on a newer one
@@ -437,6 +447,15 @@ class Round:
         links = self._board.links.items()
         same = {uid for uid, x in links if x.vote is not None and x.vote.average_hash == self._average_hash}
         return tuple(sorted(same | {self._uid}))
+
+
+async def _answered(stream: Stream, code: Literal["ready", "other plan"]) -> None:
+    """Say the last word to a stream's opener, who has said all that matters to us."""
+    try:
+        await write_message(stream, Answer(code=code))
+        await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
+    except AveragingError:
+        return  # it left before
 
 
 def _never() -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distributed_training.averaging import exchange, round
-from distributed_training.averaging.board import Board
+from distributed_training.averaging.board import Board, Link
 from distributed_training.averaging.codec import Floats
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.frames import Answer, Hello, Vote, read_message, write_message
@@ -22,6 +23,7 @@ from distributed_training.averaging.outcome import RoundResult, RoundState
 from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from distributed_training.averaging.reducer import Reducer
 from distributed_training.averaging.round import PROTOCOL
+from distributed_training.averaging.streams import Lane
 from template.errors import AveragingError
 from tests.averaging.groups import contributions, exact_mean, make_plan, member, memory_group, weights
 
@@ -190,17 +192,78 @@ async def test_a_part_of_the_wrong_size_is_named() -> None:
         require_abort(results, 1)
 
 
-async def test_who_gives_up_because_another_did_is_not_named() -> None:
+async def test_who_gives_up_because_another_did_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only member 0 can see what member 3 does wrong; the others follow it, and must not take each other for mute."""
+    monkeypatch.setattr(round, "_require_fit", lambda *_: None)  # the sender does not check itself
     for _ in range(5):
         async with memory_group(4) as (group, _network):
-            plan = make_plan(group.members(), 3000, deadlines=SHORT)
-            odd = dataclasses.replace(plan, members=tuple(m for m in plan.members if m.uid != 0))
-            values, by = contributions(plan), weights(plan)
-            alone = asyncio.create_task(group.averagers[3].run(odd, values[3], by[3]))
-            results = await group.run(plan, values, without=[3])
-            await alone
+            plan = make_plan(group.members(), 4000)
+            values = contributions(plan)
+            assert values[3] is not None
+            values[3][0] = np.nan
+            results = await group.run(plan, values)
+            results.pop(3)
             require_abort(results, 3)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": 3300}, {"chunk": 77}, {"codec": "fp16"}, {"quorum": 0.51}, {"members": "without 0"}]
+)
+async def test_who_has_another_plan_is_named_before_anything_moves(change: dict[str, Any]) -> None:
+    """By everybody that it meets, at once, instead of when its bytes do not fit."""
+    async with memory_group(4) as (group, _):
+        plan = make_plan(group.members(), 3000, deadlines=SHORT)
+        if "members" in change:
+            change = {"members": tuple(m for m in plan.members if m.uid != 0)}
+        odd = dataclasses.replace(plan, **change)
+        alone = asyncio.create_task(group.averagers[3].run(odd, contributions(odd)[3], 1.0))
+        results = await group.run(plan, contributions(plan), without=[3])
+        await alone
+        require_abort(results, 3)
+        assert {f.state for r in results.values() for f in r.outcome.failures} <= {"PREPARE", "CONNECT"}
+
+
+async def test_a_sender_that_gives_up_at_the_deadline_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It owes its part; that it suspects others, whom nobody else saw fail, does not excuse it."""
+
+    def nothing(self: exchange.Exchange, link: Link, lane: Lane) -> None:
+        while self._uid == 3 and not self._board.closed:
+            time.sleep(0.01)
+        if self._uid != 3:
+            send(self, link, lane)
+
+    send = exchange.Exchange._send_part
+    monkeypatch.setattr(exchange.Exchange, "_send_part", nothing)
+    for early in (0.0, 0.3):
+        async with memory_group(4) as (group, _):
+            plan = make_plan(group.members(idle=[3]), 3000, deadlines=SHORT)
+            hurried = dataclasses.replace(SHORT, connect=SHORT.connect - early, exchange=SHORT.exchange - early)
+            values, by = contributions(plan), weights(plan)
+            mine = dataclasses.replace(plan, deadlines=hurried)
+            lazy = asyncio.create_task(group.averagers[3].run(mine, values[3], by[3]))
+            results = await group.run(plan, values, without=[3])
+            await lazy
+            assert all([f.uid for f in r.outcome.failures] == [3] for r in results.values()), [
+                r.outcome.failures for r in results.values()
+            ]
+
+
+async def test_more_than_its_part_is_named_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average is whole and right, so the round commits; who cannot count is named."""
+    send = exchange.Exchange._send_part
+
+    def more(self: exchange.Exchange, link: Link, lane: Lane) -> None:
+        send(self, link, lane)
+        if self._uid == 2:
+            self._send_chunk(link, lane, bytes(100))
+
+    monkeypatch.setattr(exchange.Exchange, "_send_part", more)
+    async with memory_group(3) as (group, _):
+        plan = make_plan(group.members(), 3000)
+        results = await group.run(plan, contributions(plan))
+        results.pop(2)
+        assert {r.outcome.state for r in results.values()} == {RoundState.DONE}
+        assert {f.uid for r in results.values() for f in r.outcome.failures} == {2}
 
 
 async def test_who_says_that_it_follows_somebody_that_went_on_is_named() -> None:

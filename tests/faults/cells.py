@@ -175,10 +175,10 @@ def cells() -> Iterator[Cell]:
     yield _misdeed("nothing", "sends nothing", "reducer", plane="libp2p")
     yield _misdeed("nan part", "sends NaN", "sender")
     yield _misdeed("nan average", "sends NaN as the average", "reducer")
-    yield _misdeed("much", "sends one chunk more", "sender", ends="DONE", witnesses="any")
-    yield _other_plan("wrong size", lambda plan: dataclasses.replace(plan, size=plan.size + 999), "all")
-    yield _other_plan("wrong group: other shares", _other_shares, "all")
-    yield _other_plan("wrong group: other members", _other_members, "some")
+    yield _misdeed("much", "sends one chunk more", "sender", ends="DONE", witnesses="all")
+    yield _other_plan("wrong size", lambda plan: dataclasses.replace(plan, size=plan.size + 999))
+    yield _other_plan("wrong group: other shares", _other_shares)
+    yield _other_plan("wrong group: other members", _other_members)
     yield Cell(case="late start", state="CONNECT", role="", plane="direct", deadline=DEADLINES.connect, stage=_late)
     yield Cell(
         case="too late start", state="CONNECT", role="", plane="direct", deadline=DEADLINES.connect, stage=_too_late
@@ -273,16 +273,15 @@ def _watch(plan: RoundPlan, orders: Mapping[int, Order], ends: Ends, witnesses: 
     return Watch(orders=orders, plan=plan, honest=HONEST, ends=ends, names=names, witnesses=witnesses)
 
 
-def _other_plan(case: str, change: Callable[[RoundPlan], RoundPlan], witnesses: Witnesses) -> Cell:
+def _other_plan(case: str, change: Callable[[RoundPlan], RoundPlan]) -> Cell:
     """A member that has another plan under the same round id."""
-    deadline = max(DEADLINES.connect, DEADLINES.exchange)
 
     def stage(crowd: Crowd) -> tuple[Watch, ...]:
         plan = crowd.plan(range(COUNT), size=SIZE, deadlines=DEADLINES)
         orders = dict.fromkeys(HONEST, Order(plan=plan)) | {CULPRIT: Order(plan=change(plan))}
-        return (_watch(plan, orders, "ABORTED", witnesses),)
+        return (_watch(plan, orders, "ABORTED", "some"),)
 
-    return Cell(case=case, state="EXCHANGE", role="", plane="direct", deadline=deadline, stage=stage)
+    return Cell(case=case, state="CONNECT", role="", plane="direct", deadline=DEADLINES.connect, stage=stage)
 
 
 def _other_shares(plan: RoundPlan) -> RoundPlan:
@@ -330,7 +329,7 @@ def _leaders(crowd: Crowd, first: tuple[int, ...]) -> tuple[Watch, ...]:
     for number, plan in enumerate(plans):
         group = {m.uid for m in plan.members}
         here = group & set(first) if number == 0 else group - set(first)
-        orders = {uid: Order(plan=plan, after=0.0 if uid in here else 0.3) for uid in group}
+        orders = {uid: Order(plan=plan, after=0.0 if uid in here else 0.02) for uid in group}
         missing = group - here
         watches.append(
             Watch(

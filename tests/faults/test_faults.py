@@ -35,7 +35,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
         "SIGSTOP EXCHANGE sender direct",
         "SIGSTOP COMMIT sender direct",
         "sends NaN EXCHANGE sender direct",
-        "wrong group: other members EXCHANGE direct",
+        "wrong group: other members CONNECT direct",
         "two leaders, torn CONNECT direct",
         "partition CONNECT direct",
     ],
