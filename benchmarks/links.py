@@ -1,12 +1,13 @@
 """Seconds of a round over links like those of real miners, against what the bytes take at the links' rate.
 
     python -m benchmarks.links [--peers 4] [--rates 110] [--rtt 50] [--size 10M] [--codec none] [--shares equal]
-                               [--nat] [--repetitions 2] [--output benchmarks/results/links.md]
+                               [--nat {idle,reduces}] [--repetitions 2] [--output benchmarks/results/links.md]
 
 Each member is a process in a network namespace of its own with its own libp2p daemon; see wan.py for the network and
 what it needs. `--rates` are Mbit/s each way, given once for all or for each peer; with `--shares rates` who has the
-faster link reduces more. With `--nat` nobody can connect to the last peer: it must connect to the others, and what
-they owe it goes over libp2p. The first round of a group makes its connections and does not count.
+faster link reduces more. With `--nat` nobody can connect to the last peer: it must connect to the others. As `idle`
+it reduces nothing, as a run's leader would have it; if it `reduces`, the others' parts for it go over libp2p, on the
+connections that it made. The first round of a group makes its connections and does not count, but for its CONNECT.
 
 `ideal` is the longest time that any member's bytes take at its link's rate, in the busier direction; wanted: at most
 1.25 of it. Nothing is asserted.
@@ -49,6 +50,7 @@ COLUMNS = (
     "seconds",
     "ideal",
     "x ideal",
+    "first connect s",
     "connect s",
     "planes",
 )
@@ -61,13 +63,13 @@ class Case:
     size: int
     codec: str
     by_rate: bool
-    nat: bool
+    nat: str | None  # "idle" or "reduces"
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """What each member reduces; a member behind a NAT reduces nothing."""
+        """What each member reduces."""
         shares = list(self.rates) if self.by_rate else [1.0] * len(self.rates)
-        if self.nat:
+        if self.nat == "idle":
             shares[-1] = 0.0
         return tuple(share / sum(shares) for share in shares)
 
@@ -89,6 +91,7 @@ class Measured:
 
     case: Case
     seconds: float
+    first_connect: float
     connect: float
     planes: tuple[str, ...]
 
@@ -144,7 +147,9 @@ async def workers(wan: Wan, count: int) -> AsyncIterator[list[Worker]]:
 async def measure(case: Case, repetitions: int, congestion: str | None) -> Measured:
     """Build the network, run the group, and take it down."""
     count = len(case.rates)
-    lines = tuple(Line(rate=rate, nat=case.nat and host == count - 1) for host, rate in enumerate(case.rates))
+    lines = tuple(
+        Line(rate=rate, nat=case.nat is not None and host == count - 1) for host, rate in enumerate(case.rates)
+    )
     results: list[list[Result]] = []
     config = WanConfig(lines=lines, delay=case.rtt / 2000, congestion=congestion)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,12 +158,14 @@ async def measure(case: Case, repetitions: int, congestion: str | None) -> Measu
             for repetition in range(repetitions + 1):
                 await asyncio.gather(*(member.tell({"go": repetition + 1}) for member in members))
                 answers = await asyncio.gather(*(member.answer() for member in members))
-                if repetition:
-                    results.append(list(answers))
+                results.append(list(answers))
+    connects = [max(r["states"]["CONNECT"] for r in round_) for round_ in results]
+    del results[0]
     return Measured(
         case=case,
         seconds=statistics.median(max(r["seconds"] for r in round_) for round_ in results),
-        connect=statistics.median(max(r["states"]["CONNECT"] for r in round_) for round_ in results),
+        first_connect=connects[0],
+        connect=statistics.median(connects[1:]),
         planes=tuple(sorted({plane for r in results[-1] for plane in r["planes"]})),
     )
 
@@ -186,10 +193,11 @@ def row(measured: Measured) -> list[str]:
         f"{case.size / 1e6:g}M",
         case.codec,
         "by rate" if case.by_rate else "equal",
-        "last peer" if case.nat else "",
+        "" if case.nat is None else f"last peer, {case.nat}",
         f"{measured.seconds:.2f}",
         f"{case.ideal:.2f}",
         f"{measured.seconds / case.ideal:.2f}",
+        f"{measured.first_connect:.2f}",
         f"{measured.connect:.2f}",
         " ".join(measured.planes),
     ]
@@ -203,7 +211,7 @@ def main() -> int:
     parser.add_argument("--size", type=size_of, default=size_of("10M"))
     parser.add_argument("--codec", default="none")
     parser.add_argument("--shares", choices=["equal", "rates"], default="equal")
-    parser.add_argument("--nat", action="store_true")
+    parser.add_argument("--nat", choices=["idle", "reduces"])
     parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--congestion", help="TCP's congestion control in the namespaces, such as bbr or reno")
     parser.add_argument("--output", type=Path, help="append the row to this markdown table")
