@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
 from rich.progress import Progress
@@ -44,6 +47,20 @@ async def test_a_cell_keeps_its_promise(crowd: Crowd, name: str) -> None:
     """Ends in time, names the culprit alone, one average or none, and the next round succeeds."""
     row = await play(crowd, cell_named(name), LOADED)
     assert row.broken == [], row.named
+
+
+async def test_the_daemon_does_not_outlive_the_neuron(crowd: Crowd) -> None:
+    """Not even when the neuron is killed without a chance to clean up."""
+    neuron = crowd.members[COUNT - 1]
+    assert _runs(neuron.daemon)
+    neuron.fit = False
+    neuron.process.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while psutil.pid_exists(neuron.daemon):
+            if psutil.Process(neuron.daemon).status() == psutil.STATUS_ZOMBIE:
+                break
+            await asyncio.sleep(0.05)
+    await crowd.mend()
 
 
 @pytest.mark.slow
