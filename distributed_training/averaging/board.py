@@ -2,8 +2,8 @@
 
 Blame. A fault seen with certainty (wrong bytes, a dead control stream, a part that did not come) is a Failure at once.
 A data stream that merely ended, or an average that did not come, may be a third member's doing: its peer is
-*suspected*, and named only if it does not explain itself soon by a vote that the round failed. Who gives the round up
-and names nobody is at fault itself.
+*suspected*, and named only if it does not explain itself soon by a vote that the round failed. Who gives the round up,
+names nobody and follows nobody that did is at fault itself.
 """
 
 from __future__ import annotations
