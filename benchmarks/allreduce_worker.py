@@ -143,7 +143,7 @@ async def ours(order: Result) -> None:
     """This project's round, data over direct streams or, for comparison, over libp2p."""
     from distributed_training.averaging.averager import Averager
     from distributed_training.averaging.peer import Peer, PeerConfig
-    from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
+    from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines, chunk_for
 
     place = Path(order["folder"]) / f"identity-{order['rank']}"
     initial = tuple(order["initial_peers"])
@@ -175,6 +175,7 @@ async def ours(order: Result) -> None:
                     deadlines=StateDeadlines(connect=60.0, exchange=300.0, commit=60.0),
                     quorum=0.67,
                     max_weight=1.0,
+                    chunk=chunk_for(order["size"], sum(m.share > 0 for m in members)),
                 )
                 usage.reset()
                 began = time.perf_counter()
