@@ -214,7 +214,8 @@ def _signal(
     """A process that dies or hangs: lost before the vote, the round fails; lost at the vote, the others commit."""
     signal = {"kill": "SIGKILL", "stop": "SIGSTOP"}[kind]
     ends: Ends = "DONE" if state == "COMMIT" and quorum < 1 else "ABORTED"
-    witnesses: Witnesses = "some" if state == "CONNECT" else "all"  # some had not met it when it was lost
+    # Some had not met it when it was lost, or had begun EXCHANGE later and only followed the others, or had its part.
+    witnesses: Witnesses = "some" if state in ("CONNECT", "EXCHANGE") else "all"
     sabotage = Sabotage(kind=kind, state=state, after=MIDWAY)
     return Cell(
         case=f"{signal}, {remark}" if remark else signal,
