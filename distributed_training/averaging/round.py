@@ -107,7 +107,7 @@ class Round:
             if not await self._connect(connect_end):
                 return await self._abort(connect_end)
             # Who is still in CONNECT may stay there until its end, and tell us then that it gave up.
-            all_connected = connect_end + self._config.settle_seconds
+            all_connected = connect_end + self._config.settle_seconds / 2
             exchange_end = max(time.monotonic() + self.plan.deadlines.exchange, all_connected)
             self._hurried = exchange_end == all_connected
             if not await self._move_data(exchange_end):
@@ -221,8 +221,11 @@ class Round:
         """Once all were heard, who owes us its part must have had a better reason to give up than its own word."""
         connecting = self._board.state is RoundState.CONNECT
         for uid, link in self._board.links.items():
-            owing = all_heard and not link.part_done and (link.data_open or not (connecting or self._hurried))
+            in_connect = connecting or (self._hurried and not link.data_open)  # it may be there, for all we know
+            owing = all_heard and not link.part_done and not in_connect
             if link.gave_up and not (owing and not self._board.excused(uid)):
+                continue
+            if in_connect and not (connecting or all_heard):
                 continue
             if connecting:
                 if not link.connected:
