@@ -404,12 +404,18 @@ class Round:
         self._board.fail(link.member.uid, "voter", reason)
 
     async def _ask_again(self, link: Link) -> None:
-        try:
-            stream = await self._open(link, "control")
-        except (AveragingError, Fault):
-            return  # it does not answer, either: the suspicion stands
-        if stream is not None:
-            stream.abort()
+        """Hear why it left, if it still runs; the round's end ends this, and the suspicion stands."""
+        while not link.gave_up:
+            try:
+                stream = await self._open(link, "control")
+            except AveragingError:
+                await asyncio.sleep(self._config.retry_seconds / 4)
+                continue
+            except Fault:
+                return
+            if stream is not None:
+                stream.abort()
+            return
 
     # The end
 

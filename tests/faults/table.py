@@ -49,6 +49,9 @@ async def run(cells: Sequence[Cell], times: int, progress: Progress) -> list[Row
                 progress.update(bar, description=cell.name)
                 rows.append(await play(crowd, cell))
                 progress.advance(bar)
+                progress.console.print(
+                    f"{cell.name}: {rows[-1].seconds:.2f} s, {'broken' if rows[-1].broken else 'kept'}"
+                )
                 for promise in rows[-1].broken:
                     progress.console.print(f"[red]{cell.name}: {promise}[/red]")
                 if rows[-1].broken:
