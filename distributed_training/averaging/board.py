@@ -134,9 +134,13 @@ class Board:
         return tuple(uid for uid, link in self.links.items() if link.gave_up)
 
     def name_unexplained(self) -> None:
-        """Turn those suspects into failures that have not given the round up themselves."""
+        """Turn those suspects into failures that have not given the round up themselves.
+
+        In CONNECT there may be no stream yet to tell us by: who left there while another one failed, left for that.
+        """
+        left = [u for u in self.suspects if self.state is RoundState.CONNECT and self._another_failed(u)]
         for uid, (role, reason) in self.suspects.items():
-            if not self.links[uid].gave_up:
+            if not self.links[uid].gave_up and uid not in left:
                 self.fail(uid, role, reason)
 
     def name_the_mute(self) -> None:
@@ -156,11 +160,15 @@ class Board:
 
     def excused(self, uid: int) -> bool:
         """Whether it gave the round up and somebody else saw somebody else fail: what it owed, it need not deliver."""
+        return self.links[uid].gave_up and self._another_failed(uid)
+
+    def _another_failed(self, uid: int) -> bool:
+        """Whether we, or a third member, saw another one than `uid` fail."""
         seen = {other.uid for other in self.failures.values()}
         for witness, link in self.links.items():
             if witness != uid and link.vote is not None:
                 seen |= {accused.uid for accused in link.vote.failures}
-        return self.links[uid].gave_up and bool(seen - {uid, self.uid})
+        return bool(seen - {uid, self.uid})
 
     def settled(self) -> bool:
         """Whether every suspect has explained itself and everybody accused was tried by all who can, ourselves too."""

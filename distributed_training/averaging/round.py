@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -366,13 +366,17 @@ class Round:
         link.direct = direct_addresses(link.member.addresses, offer.port)
 
     async def _accept_control(self, link: Link, stream: Stream, hello: Hello) -> None:
+        if self._board.given_up:  # who could not be told before comes and asks
+            why = Answer(code="ended", failures=tuple(self._board.failures.values()), followed=self.followed)
+            await _answered(stream, why)
+            return
         if link.greeting is not None:
             if self._board.state is not RoundState.CONNECT:
                 return  # it is connected; nothing may replace that now
             link.greeting.abort()
         if hello.plan != self._digest:
             self._board.fail(link.member.uid, "voter", "has another plan of this round")
-            await _answered(stream, "other plan")
+            await _answered(stream, Answer(code="other plan"))
             return
         reason = _weight_fault(link.member, hello.weight, self.plan.max_weight)
         if reason is not None:
@@ -389,7 +393,7 @@ class Round:
             self._lose(link, stream, error)
             return
         self._board.hear(link.member.uid, vote)
-        await _answered(stream, "ready")
+        await _answered(stream, Answer(code="ready"))
 
     def _lose(self, link: Link, stream: Stream, error: AveragingError) -> None:
         if link.greeting is not stream:  # it came back on a newer one
@@ -409,13 +413,12 @@ class Round:
             try:
                 stream = await self._open(link, "control")
             except AveragingError:
-                await asyncio.sleep(self._config.retry_seconds / 4)
-                continue
+                stream = None
             except Fault:
                 return
-            if stream is not None:
+            if stream is not None:  # it is still about to give up
                 stream.abort()
-            return
+            await asyncio.sleep(self._config.retry_seconds / 4)
 
     # The end
 
@@ -458,10 +461,10 @@ class Round:
         return tuple(sorted(same | {self._uid}))
 
 
-async def _answered(stream: Stream, code: Literal["ready", "other plan"]) -> None:
+async def _answered(stream: Stream, answer: Answer) -> None:
     """Say the last word to a stream's opener, who has said all that matters to us."""
     try:
-        await write_message(stream, Answer(code=code))
+        await write_message(stream, answer)
         await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
     except AveragingError:
         return  # it left before
