@@ -116,16 +116,19 @@ async def ours(order: Result) -> None:
     """This project's round, data over direct streams or, for comparison, over libp2p."""
     from distributed_training.averaging.averager import Averager
     from distributed_training.averaging.peer import Peer, PeerConfig
-    from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
+    from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines, chunk_for
 
     values = vector(order)  # before anything is watched
     place = Path(order["folder"]) / f"identity-{order['rank']}"
     initial = tuple(order["initial_peers"])
-    async with Peer(PeerConfig(host="127.0.0.1", port=0, identity_path=place, initial_peers=initial)) as peer:
+    host = order.get("host", "127.0.0.1")  # links.py gives each member a host of its own
+    async with Peer(PeerConfig(host=host, port=0, identity_path=place, initial_peers=initial)) as peer:
         say({"ready": {"uid": order["rank"], "peer_id": peer.peer_id, "addresses": peer.addresses}})
         group = (await asyncio.to_thread(hear))["group"]
+        shares = order.get("shares", [1.0] * len(group))
         members = tuple(
-            Participant(**{**m, "addresses": tuple(m["addresses"])}, share=1.0, contributes=True) for m in group
+            Participant(**{**m, "addresses": tuple(m["addresses"])}, share=share, contributes=True)
+            for m, share in zip(group, shares, strict=True)
         )
         known = {m.peer_id for m in members}
         direct = peer.direct if order["system"] == "direct" else None
@@ -144,6 +147,7 @@ async def ours(order: Result) -> None:
                     deadlines=StateDeadlines(connect=60.0, exchange=300.0, commit=60.0),
                     quorum=0.67,
                     max_weight=1.0,
+                    chunk=chunk_for(order["size"], sum(m.share > 0 for m in members)),
                 )
                 began = time.perf_counter()
                 outcome = (await averager.run(plan, values, 1.0)).outcome

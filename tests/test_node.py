@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.binding import sign_binding
+from distributed_training.averaging.leader import equal_shares
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.protocol import AllReduce, AllReduceResponse, IsAlive, IsAliveResponse
 from template.errors import NotRegistered, Refused
@@ -164,6 +165,32 @@ async def test_a_second_round_at_the_same_time_is_refused(tmp_path: Path) -> Non
             await net.neurons[1].node.take_part(net.request())
         assert caught.value.reason == "busy"
         assert [answer.completed for answer in await asyncio.gather(*first)] == [True, True]
+
+
+@pytest.mark.parametrize(("first_of_both", "ended"), [({3: 0, 4: 0}, {0, 2, 3, 4}), ({3: 0, 4: 1}, set())])
+async def test_of_two_leaders_at_once_one_at_most_ends_the_epoch(
+    tmp_path: Path, first_of_both: dict[int, int], ended: set[int]
+) -> None:
+    """Each member is in the round that it heard of first; torn between the two, nobody moves, and the next one may."""
+    short = dataclasses.replace(AVERAGING, connect_seconds=1.0, exchange_seconds=2.0, commit_seconds=1.0)
+    async with subnet(tmp_path, miners=4, validators=2, averaging=short) as net:
+        for uid in (2, 3, 4, 5):
+            await net.train(uid)
+        everyone = net.request().group
+        requests = []
+        for uids in ({0, 2, 3, 4}, {1, 3, 4, 5}):
+            chosen = [m for m in everyone if m.uid in uids]
+            requests.append(net.request(group=equal_shares(chosen, uids)))
+        heard = [(0, requests[0]), (1, requests[1]), (2, requests[0]), (5, requests[1])]
+        for uid, first in first_of_both.items():
+            heard += [(uid, requests[first]), (uid, requests[1 - first])]
+        answers = await asyncio.gather(*(net.neurons[u].node.take_part(r) for u, r in heard), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert [r.reason for r in refused if isinstance(r, Refused)] == ["busy"] * 2 == ["busy"] * len(refused)
+        assert {uid for uid, neuron in net.neurons.items() if neuron.engine.epoch == 1} == ended
+        assert len({net.neurons[uid].engine.state_hash for uid in ended}) == bool(ended)
+        if not ended:
+            assert all(answer.completed for answer in await everybody(net, net.request()))
 
 
 async def test_training_is_resumed_on_every_way_out(tmp_path: Path) -> None:

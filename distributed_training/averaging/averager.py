@@ -85,7 +85,7 @@ class Averager:
         self._telemetry = telemetry or Telemetry()
         self._buffers = Buffers()
         self._rounds: dict[str, Round] = {}
-        self._ended: OrderedDict[str, tuple[Failure, ...]] = OrderedDict()
+        self._ended: OrderedDict[str, Answer] = OrderedDict()
         self._lobby: dict[str, set[asyncio.Event]] = {}  # round id -> streams that wait for it
         self._unplaced: Counter[str] = Counter()  # peer id -> its streams that belong to no round yet
 
@@ -140,7 +140,7 @@ class Averager:
             failures = result.outcome.failures
         finally:
             del self._rounds[plan.round_id]
-            self._remember(plan.round_id, failures)
+            self._remember(plan.round_id, Answer(code="ended", failures=failures, followed=round_.followed))
         return result
 
     def _require_ours(self, plan: RoundPlan) -> None:
@@ -151,8 +151,8 @@ class Averager:
         if plan.round_id in self._rounds or plan.round_id in self._ended:
             raise AveragingError(f"round {plan.round_id} was run already; a new attempt needs a new round id")
 
-    def _remember(self, round_id: str, failures: tuple[Failure, ...]) -> None:
-        self._ended[round_id] = failures
+    def _remember(self, round_id: str, why: Answer) -> None:
+        self._ended[round_id] = why
         while len(self._ended) > self._config.lobby.remembered:
             self._ended.popitem(last=False)
 
@@ -203,7 +203,7 @@ class Averager:
                 return Answer(code="busy")
         round_ = self._rounds.get(hello.round_id)
         if round_ is None:
-            return Answer(code="ended", failures=self._ended.get(hello.round_id, ()))
+            return self._ended.get(hello.round_id, Answer(code="ended"))
         in_group = any(m.uid == hello.uid and m.peer_id == peer_id for m in round_.plan.members)
         return round_ if in_group else Answer(code="stranger")
 

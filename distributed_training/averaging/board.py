@@ -2,8 +2,8 @@
 
 Blame. A fault seen with certainty (wrong bytes, a dead control stream, a part that did not come) is a Failure at once.
 A data stream that merely ended, or an average that did not come, may be a third member's doing: its peer is
-*suspected*, and named only if it does not explain itself soon by a vote that the round failed. Who gives the round up
-and names nobody is at fault itself.
+*suspected*, and named only if it does not explain itself soon by a vote that the round failed. Who gives the round up,
+names nobody and follows nobody that did is at fault itself.
 """
 
 from __future__ import annotations
@@ -87,7 +87,10 @@ class Board:
         self.state = RoundState.PREPARE
         self.seconds: dict[RoundState, float] = {}
         self.failures: dict[int, Failure] = {}
+        self.harmless: set[int] = set()  # whose failure does not spoil the round
         self.suspects: dict[int, tuple[str, str]] = {}  # uid -> role, reason
+        self.uid = uid
+        self.given_up = False  # by ourselves
         self.closed = False
         self._entered = time.monotonic()
         self._bell = asyncio.Event()
@@ -103,8 +106,15 @@ class Board:
         """Name a member; only the first reason counts."""
         if self.state in (RoundState.DONE, RoundState.ABORTED):
             return  # the report is written
+        self.harmless.discard(uid)
         self.failures.setdefault(uid, failure(uid, self.state.value, role, reason))
         self._bell.set()
+
+    def note(self, uid: int, role: str, reason: str) -> None:
+        """Name a member for what does the round no harm."""
+        if uid not in self.failures:
+            self.fail(uid, role, reason)
+            self.harmless.add(uid)
 
     def suspect(self, uid: int, role: str, reason: str) -> None:
         self.suspects.setdefault(uid, (role, reason))
@@ -114,27 +124,51 @@ class Board:
         """Take a member's vote; its first word stands."""
         if self.links[uid].vote is None:
             self.links[uid].vote = vote
+            if self.uid in vote.followed and not self.given_up:
+                self.fail(uid, "voter", "says that it gave the round up because we did")
         self._bell.set()
 
+    def give_up(self) -> tuple[int, ...]:
+        """Note that we give the round up now; who did so before us."""
+        self.given_up = True
+        return tuple(uid for uid, link in self.links.items() if link.gave_up)
+
     def name_unexplained(self) -> None:
-        """Turn those suspects into failures that have not given the round up themselves."""
+        """Turn those suspects into failures that have not given the round up themselves.
+
+        In CONNECT there may be no stream yet to tell us by: who left there while another one failed, left for that.
+        """
+        left = [u for u in self.suspects if self.state is RoundState.CONNECT and self._another_failed(u)]
         for uid, (role, reason) in self.suspects.items():
-            if not self.links[uid].gave_up:
+            if not self.links[uid].gave_up and uid not in left:
                 self.fail(uid, role, reason)
 
     def name_the_mute(self) -> None:
-        """Name those who gave the round up for no reason that they tell."""
+        """Name those who gave the round up for no reason that they tell, be it only that somebody else did."""
         for uid, link in self.links.items():
-            if link.vote is not None and link.gave_up and not link.vote.failures:
+            vote = link.vote
+            if vote is not None and link.gave_up and not (vote.failures or vote.suspicions or vote.followed):
                 self.fail(uid, "voter", "gave the round up and named nobody")
 
-    def reasons(self) -> tuple[Failure, ...]:
-        """Why we give the round up: the failures seen, and the suspicions."""
-        suspected = {
-            uid: failure(uid, self.state.value, role, f"suspected: {reason}")
+    def suspicions(self) -> tuple[Failure, ...]:
+        """Whom we suspect and have not seen fail."""
+        return tuple(
+            failure(uid, self.state.value, role, f"suspected: {reason}")
             for uid, (role, reason) in self.suspects.items()
-        }
-        return tuple((suspected | self.failures).values())
+            if uid not in self.failures
+        )
+
+    def excused(self, uid: int) -> bool:
+        """Whether it gave the round up and somebody else saw somebody else fail: what it owed, it need not deliver."""
+        return self.links[uid].gave_up and self._another_failed(uid)
+
+    def _another_failed(self, uid: int) -> bool:
+        """Whether we, or a third member, saw another one than `uid` fail."""
+        seen = {other.uid for other in self.failures.values()}
+        for witness, link in self.links.items():
+            if witness != uid and link.vote is not None:
+                seen |= {accused.uid for accused in link.vote.failures}
+        return bool(seen - {uid, self.uid})
 
     def settled(self) -> bool:
         """Whether every suspect has explained itself and everybody accused was tried by all who can, ourselves too."""
@@ -153,7 +187,8 @@ class Board:
 
     def accusations(self) -> Mapping[int, tuple[Failure, ...]]:
         """What the others say that they saw."""
-        return {uid: x.vote.failures for uid, x in self.links.items() if x.vote is not None and x.vote.failures}
+        told = {uid: x.vote.failures + x.vote.suspicions for uid, x in self.links.items() if x.vote is not None}
+        return {uid: failures for uid, failures in told.items() if failures}
 
     def transfers(self) -> tuple[Transfer, ...]:
         return tuple(

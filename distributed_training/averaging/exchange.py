@@ -180,8 +180,10 @@ class Exchange:
         """The reducer must use the weights that the senders told us. If not, one of the two lies: both are named."""
         if claimed == self._weights:
             return
+        if claimed.keys() != self._weights.keys():
+            raise Fault("averages other members than the plan has")
         for uid, weight in self._weights.items():
-            if claimed.get(uid) != weight and uid not in (self._uid, reducer):
+            if claimed[uid] != weight and uid not in (self._uid, reducer):
                 self._board.fail(uid, "sender", f"its weight is disputed between us and reducer {reducer}")
         raise Fault("uses other weights than the members told us")
 
@@ -232,7 +234,7 @@ class Exchange:
                 both.create_task(self._take_part(self._reducer, link, lane))
                 both.create_task(self._give_average(self._reducer, link, stream, lane))
             if await stream.read(1):  # the opener closes first, when it has everything; the round's end bounds this
-                raise Fault("more than its part")
+                self._board.note(uid, "sender", "more than its part")
         except* AveragingError as lost:
             self._lost(link, lost.exceptions[0])
         except* Fault as fault:

@@ -17,6 +17,7 @@ _LENGTH = struct.Struct(">I")
 
 Weight = Annotated[float, Field(ge=0)]
 Failures = Annotated[tuple[Failure, ...], Field(max_length=MAX_GROUP)]
+Uids = Annotated[tuple[Uid, ...], Field(max_length=MAX_GROUP)]
 M = TypeVar("M", bound=Message)
 
 
@@ -31,21 +32,26 @@ class DirectOffer(Message):
 
 
 class Hello(Message):
-    """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0."""
+    """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0.
+
+    With a control stream comes the digest of the plan that its opener has.
+    """
 
     run_id: RunId
     round_id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
     kind: Literal["control", "data"]
     uid: Uid
     weight: Weight
+    plan: Hash | None = None
     direct: DirectOffer | None = None
 
 
 class Answer(Message):
-    """Reply to a Hello or a Vote. `ended` comes with the failures for which the answering member gave the round up."""
+    """Reply to a Hello or a Vote. `ended` comes with why the answering member gave the round up, as in its Vote."""
 
-    code: Literal["ready", "busy", "ended", "unknown", "stranger"]
+    code: Literal["ready", "busy", "ended", "unknown", "stranger", "other plan"]
     failures: Failures = ()
+    followed: Uids = ()
     direct: DirectOffer | None = None
 
 
@@ -56,11 +62,17 @@ class Weights(Message):
 
 
 class Vote(Message):
-    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why."""
+    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why.
+
+    `failures` were seen with certainty, `suspicions` are not; `followed` are those that gave the round up before, and
+    that a member which saw nothing itself gives it up for.
+    """
 
     average_hash: Hash | None
     digests: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)] = ()
     failures: Failures = ()
+    suspicions: Failures = ()
+    followed: Uids = ()
 
 
 async def write_message(stream: Stream, message: Message) -> None:

@@ -19,6 +19,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,9 @@ class Round:
         attempt: Attempt | None = None,
     ) -> None:
         self.plan = plan
+        self._digest = plan.digest()
+        self._hurried = False  # our EXCHANGE may end while others give up in CONNECT
+        self.followed: tuple[int, ...] = ()  # who had given the round up when we did
         self._uid = uid
         self._transport = transport
         self._direct = direct
@@ -102,7 +106,10 @@ class Round:
             await self._prepare()
             if not await self._connect(connect_end):
                 return await self._abort(connect_end)
-            exchange_end = time.monotonic() + self.plan.deadlines.exchange
+            # Who is still in CONNECT may stay there until its end, and tell us then that it gave up.
+            all_connected = connect_end + self._config.settle_seconds / 2
+            exchange_end = max(time.monotonic() + self.plan.deadlines.exchange, all_connected)
+            self._hurried = exchange_end == all_connected
             if not await self._move_data(exchange_end):
                 return await self._abort(exchange_end)
             return await self._commit(exchange_end)
@@ -149,21 +156,32 @@ class Round:
         return await self._board.until(self._exchange.complete, deadline, self._hopeless)
 
     async def _commit(self, exchange_end: float) -> RoundResult:
-        """Vote and count. Members may be in EXCHANGE until its very end, so COMMIT is counted from there."""
+        """Vote and count. Members may be in EXCHANGE until its very end, so nobody is given up before."""
         self._board.enter(RoundState.COMMIT)
+        deadline = self._commit_end(exchange_end)
         self._average_hash = self._exchange.average_hash()
         vote = Vote(average_hash=self._average_hash, digests=tuple(self._exchange.digests().items()))
         ballots = self._cast(vote)
-        deadline = exchange_end + self.plan.deadlines.commit
         await self._board.until(lambda: self._decision() is not Decision.WAIT, deadline, _never)
         if self._decision() is not Decision.COMMIT:
-            # Our vote still has to arrive, and the others' to tell who sent whom what.
-            settled = time.monotonic() + self._config.settle_seconds
+            late = time.monotonic() >= deadline
+            # Our vote still has to arrive, and the others' to tell who sent whom what; a deadline was time enough.
+            settled = deadline if late else time.monotonic() + self._config.settle_seconds
             await self._board.until(lambda: self._nobody_needs_us(ballots), settled, _never)
-            self._blame_for_the_vote(late=time.monotonic() >= deadline)
+            self._blame_for_the_vote(late=late)
             return self._result(RoundState.ABORTED)
-        await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never)
+        if not await self._board.until(lambda: self._nobody_needs_us(ballots), exchange_end, _never):
+            self._name_the_silent("no vote by the end of EXCHANGE")
         return self._result(RoundState.DONE)
+
+    def _commit_end(self, exchange_end: float) -> float:
+        """The others have until the end of EXCHANGE to get there, and their votes the time of COMMIT to arrive.
+
+        Who hangs costs so no more than the longer one of the two.
+        """
+        commit = self.plan.deadlines.commit
+        arrived = exchange_end + min(commit, self._config.settle_seconds)
+        return min(exchange_end + commit, max(arrived, time.monotonic() + commit))
 
     async def _abort(self, deadline: float) -> RoundResult:
         """Tell everybody what we saw, hear for a moment what others saw, name those who neither work nor explain.
@@ -173,12 +191,14 @@ class Round:
         if time.monotonic() >= deadline:
             self._name_the_late()
         self._board.name_the_mute()
-        ballots = self._cast(Vote(average_hash=None, failures=self._board.reasons()))
+        self.followed = self._board.give_up()
+        failures, suspicions = tuple(self._board.failures.values()), self._board.suspicions()
+        ballots = self._cast(Vote(average_hash=None, failures=failures, suspicions=suspicions, followed=self.followed))
         settled = time.monotonic() + self._config.settle_seconds
         moving = self._board.state is RoundState.EXCHANGE
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
-            self._name_the_late()
+            self._name_the_late(all_heard=True)
         self._board.name_unexplained()
         return self._result(RoundState.ABORTED)
 
@@ -193,12 +213,19 @@ class Round:
     def _matters(self, failed: Failure) -> bool:
         """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more."""
         link = self._board.links[failed.uid]
+        if failed.uid in self._board.harmless:
+            return False
         return failed.role != "voter" or not (link.connected and link.part_done and link.average_done)
 
-    def _name_the_late(self) -> None:
+    def _name_the_late(self, *, all_heard: bool = False) -> None:
+        """Once all were heard, who owes us its part must have had a better reason to give up than its own word."""
         connecting = self._board.state is RoundState.CONNECT
         for uid, link in self._board.links.items():
-            if link.gave_up:
+            in_connect = connecting or (self._hurried and not link.data_open)  # it may be there, for all we know
+            owing = all_heard and not link.part_done and not in_connect
+            if link.gave_up and not (owing and not self._board.excused(uid)):
+                continue
+            if in_connect and not (connecting or all_heard):
                 continue
             if connecting:
                 if not link.connected:
@@ -241,13 +268,17 @@ class Round:
 
     def _blame_for_the_vote(self, *, late: bool) -> None:
         links = self._board.links
-        for uid, link in links.items():
-            if late and not link.voted_or_lost:
-                self._board.fail(uid, "voter", f"no vote in {self.plan.deadlines.commit:g} s")
+        if late:
+            self._name_the_silent(f"no vote in {self.plan.deadlines.commit:g} s")
         seen = {uid: dict(x.vote.digests) for uid, x in links.items() if x.vote is not None and not x.gave_up}
         for named in disagreements(seen | {self._uid: self._exchange.digests()}):
             if named.uid != self._uid:
                 self._board.fail(named.uid, named.role, named.reason)
+
+    def _name_the_silent(self, reason: str) -> None:
+        for uid, link in self._board.links.items():
+            if not link.voted_or_lost:
+                self._board.fail(uid, "voter", reason)
 
     def _weights(self) -> dict[int, float]:
         """The weight of each contributor, ascending by uid, as told by itself."""
@@ -295,9 +326,10 @@ class Round:
     async def _greeted(self, link: Link, kind: str, stream: Stream) -> Stream | None:
         code = ""
         try:
-            place = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
-            offer = self._offer() if kind == "control" else None
-            hello = {**place, "kind": kind, "weight": self._weight, "direct": offer}
+            hello: dict[str, Any] = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
+            hello |= {"kind": kind, "weight": self._weight}
+            if kind == "control":
+                hello |= {"direct": self._offer(), "plan": self._digest}
             await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code
@@ -305,7 +337,8 @@ class Round:
             if code != "ready":
                 stream.abort()
         if code == "ended":
-            self._board.hear(link.member.uid, Vote(average_hash=None, failures=answer.failures))
+            why = Vote(average_hash=None, failures=answer.failures, followed=answer.followed)
+            self._board.hear(link.member.uid, why)
             return None
         if code == "busy":
             raise AveragingError("the member has no room for our stream now")
@@ -333,10 +366,18 @@ class Round:
         link.direct = direct_addresses(link.member.addresses, offer.port)
 
     async def _accept_control(self, link: Link, stream: Stream, hello: Hello) -> None:
+        if self._board.given_up:  # who could not be told before comes and asks
+            why = Answer(code="ended", failures=tuple(self._board.failures.values()), followed=self.followed)
+            await _answered(stream, why)
+            return
         if link.greeting is not None:
             if self._board.state is not RoundState.CONNECT:
                 return  # it is connected; nothing may replace that now
             link.greeting.abort()
+        if hello.plan != self._digest:
+            self._board.fail(link.member.uid, "voter", "has another plan of this round")
+            await _answered(stream, Answer(code="other plan"))
+            return
         reason = _weight_fault(link.member, hello.weight, self.plan.max_weight)
         if reason is not None:
             self._board.fail(link.member.uid, "sender", reason)
@@ -352,11 +393,7 @@ class Round:
             self._lose(link, stream, error)
             return
         self._board.hear(link.member.uid, vote)
-        try:
-            await write_message(stream, Answer(code="ready"))
-            await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
-        except AveragingError:
-            return  # it has voted: what it came for is done
+        await _answered(stream, Answer(code="ready"))
 
     def _lose(self, link: Link, stream: Stream, error: AveragingError) -> None:
         if link.greeting is not stream:  # it came back on a newer one
@@ -371,12 +408,17 @@ class Round:
         self._board.fail(link.member.uid, "voter", reason)
 
     async def _ask_again(self, link: Link) -> None:
-        try:
-            stream = await self._open(link, "control")
-        except (AveragingError, Fault):
-            return  # it does not answer, either: the suspicion stands
-        if stream is not None:
-            stream.abort()
+        """Hear why it left, if it still runs; the round's end ends this, and the suspicion stands."""
+        while not link.gave_up:
+            try:
+                stream = await self._open(link, "control")
+            except AveragingError:
+                stream = None
+            except Fault:
+                return
+            if stream is not None:  # it is still about to give up
+                stream.abort()
+            await asyncio.sleep(self._config.retry_seconds / 4)
 
     # The end
 
@@ -419,6 +461,15 @@ class Round:
         links = self._board.links.items()
         same = {uid for uid, x in links if x.vote is not None and x.vote.average_hash == self._average_hash}
         return tuple(sorted(same | {self._uid}))
+
+
+async def _answered(stream: Stream, answer: Answer) -> None:
+    """Say the last word to a stream's opener, who has said all that matters to us."""
+    try:
+        await write_message(stream, answer)
+        await stream.read(1)  # the opener closes first: libp2p may drop the last bytes if we do
+    except AveragingError:
+        return  # it left before
 
 
 def _never() -> bool:

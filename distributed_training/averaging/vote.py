@@ -43,17 +43,20 @@ def decide(
     """
     needed = quorum * math.fsum(weights.values())
     votes = {uid: votes[uid] for uid in votes if uid in weights}
-    open_weight = math.fsum(w for uid, w in weights.items() if uid not in votes and uid not in silent)
-    held: dict[str, float] = {}
-    for average in {vote for vote in votes.values() if vote is not None}:
-        held[average] = math.fsum(weights[uid] for uid, vote in votes.items() if vote == average)
+    undecided = [uid for uid in weights if uid not in votes and uid not in silent]
+
+    def weight(average: str | None, also: Collection[int] = ()) -> float:
+        """Summed in one go: in two, rounding could make all of them weigh less than all of them."""
+        voters = {uid for uid, vote in votes.items() if vote is not None and vote == average}
+        return math.fsum(weights[uid] for uid in voters.union(also))
+
     if average_hash is None:  # not there yet: any one of the averages may still win
-        best = max(held.values(), default=0.0)
-        return Decision.WAIT if best + open_weight >= needed else Decision.ABORT
-    mine = held.get(average_hash, 0.0)
-    if mine >= needed:
+        averages = set(votes.values()) | {None}
+        best = max(weight(average, undecided) for average in averages)
+        return Decision.WAIT if best >= needed else Decision.ABORT
+    if weight(average_hash) >= needed:
         return Decision.COMMIT
-    return Decision.WAIT if mine + open_weight >= needed else Decision.ABORT
+    return Decision.WAIT if weight(average_hash, undecided) >= needed else Decision.ABORT
 
 
 def disagreements(digests: Mapping[int, Mapping[int, str]]) -> tuple[Failure, ...]:

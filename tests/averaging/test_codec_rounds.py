@@ -17,7 +17,7 @@ from distributed_training.averaging.outcome import RoundResult, RoundState
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from template.errors import AveragingError
-from tests.averaging.groups import Group, contributions, exact_mean, make_plan, memory_group, weights
+from tests.averaging.groups import Group, contributions, exact_mean, make_plan, member, memory_group, weights
 
 PAIRS = [
     "none", "fp16", "bf16", "int8-block256", "int4-block64", "int2-block64", "int2-block64+int8-block256",
@@ -68,6 +68,32 @@ async def test_everybody_ends_with_the_same_bits(
         reference = expected(plan, values, weights(plan))
         wrong = np.abs(average - reference) > 1e-5  # a mean that rounds otherwise may fall into the next step
         assert wrong.mean() <= 0.02
+
+
+@pytest.mark.parametrize("codec", PAIRS)
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data(), n=st.integers(1, 8), size=st.integers(1, 2000), feedback=st.booleans())
+async def test_the_same_bits_with_any_weights_shares_and_values(
+    codec: str, data: st.DataObject, n: int, size: int, feedback: bool
+) -> None:
+    """Weights over nine decades, shares from none to all, values over many, members that keep their errors.
+
+    No average is beyond the largest value that anybody put in.
+    """
+    by = data.draw(st.lists(st.floats(1e-3, 1e6), min_size=n, max_size=n), label="weights")
+    shares = data.draw(st.lists(st.sampled_from([0.0, 0.1, 1.0, 7.0]), min_size=n, max_size=n).filter(any))
+    spread = data.draw(st.sampled_from([1.0, 1e-6, 100.0]), label="spread")
+    async with memory_group(n) as (group, _):
+        members = [member(uid, transport, shares[uid]) for uid, transport in group.transports.items()]
+        plan = make_plan(members, size, codec=codec, chunk=max(100, size // 9))
+        scale = np.random.default_rng(size).lognormal(size=size).astype(np.float32) * np.float32(spread)
+        values = {uid: value * scale for uid, value in contributions(plan, seed=size).items() if value is not None}
+        attempts = {uid: ErrorFeedback(size).attempt() if feedback else None for uid in values}
+        results = await asyncio.gather(
+            *(group.averagers[uid].run(plan, values[uid], by[uid], attempts[uid]) for uid in values)
+        )
+        average = require_same(dict(enumerate(results)))
+        assert np.abs(average).max() <= 1.01 * max(np.abs(value).max() for value in values.values())
 
 
 async def run_with(

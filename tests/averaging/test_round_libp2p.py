@@ -1,37 +1,27 @@
-"""Rounds over real libp2p daemons: the same results as in memory, no leaks, and members that die or hang."""
+"""Rounds over real libp2p daemons: the same results as in memory, and no leaks. Members that fail: tests/faults."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import json
 import os
-import signal
 import socket
-import sys
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from distributed_training.averaging.codec import Floats
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
 from distributed_training.averaging.outcome import RoundResult, RoundState
 from distributed_training.averaging.peer import Peer
-from distributed_training.averaging.plan import Participant, RoundPlan, StateDeadlines
+from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from distributed_training.averaging.round import PROTOCOL
-from tests.averaging import member_process
 from tests.averaging.conftest import peer_config
 from tests.averaging.groups import contributions, exact_mean, group_on, make_plan, member, weights
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-
-ROOT = Path(__file__).parents[2]
 
 
 LONG = StateDeadlines(connect=6.0, exchange=9.0, commit=9.0)
@@ -168,107 +158,3 @@ async def test_twenty_rounds_leave_nothing_behind(peers: dict[int, Peer]) -> Non
                 (len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), len(os.listdir("/proc/self/task")))
             )
     assert all(last <= first + 2 for first, last in zip(counts[1], counts[-1], strict=True)), counts
-
-
-class MemberProcess:
-    """A member in its own process, which fails as ordered."""
-
-    def __init__(self, process: asyncio.subprocess.Process, place: dict[str, Any]) -> None:
-        self.process = process
-        self.daemon: int = place["daemon"]
-        self.peer_id: str = place["peer_id"]
-        self.addresses = tuple(place["addresses"])
-
-    async def order(self, plan: RoundPlan, uid: int, fault: str, after_bytes: int, *, direct: bool) -> None:
-        """Run the plan as `uid`, with the fault."""
-        allow = [m.peer_id for m in plan.members]
-        data = {
-            "plan": dataclasses.asdict(plan),
-            "allow": allow,
-            "uid": uid,
-            "fault": fault,
-            "after_bytes": after_bytes,
-            "direct": direct,
-        }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(data).encode() + b"\n")
-        await self.process.stdin.drain()
-
-
-@contextlib.asynccontextmanager
-async def member_in_process(folder: Path, initial_peers: tuple[str, ...]) -> AsyncIterator[MemberProcess]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(member_process.__file__),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        start = {"identity": str(folder / "identity"), "initial_peers": initial_peers}
-        process.stdin.write(json.dumps(start).encode() + b"\n")
-        async with asyncio.timeout(30):
-            yield MemberProcess(process, json.loads(await process.stdout.readline()))
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-
-
-def ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-async def require_end(pid: int, seconds: float) -> None:
-    """The process is gone within that time."""
-    async with asyncio.timeout(seconds):
-        while not ended(pid):  # noqa: ASYNC110 - another process has no event
-            await asyncio.sleep(0.05)
-
-
-@pytest.mark.parametrize("plane", ["direct", "libp2p"])
-@pytest.mark.parametrize("fault", ["kill", "stop"])
-async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path: Path, fault: str, plane: str) -> None:
-    """SIGKILL or SIGSTOP: the others end in time, all name it and nobody else, keep all, and go on without it.
-
-    The daemon of a killed process dies with it.
-    """
-    deadlines = StateDeadlines(connect=10.0, exchange=4.0, commit=4.0)
-    async with member_in_process(tmp_path, peers[0].addresses) as victim:
-        transports = {uid: peers[uid] for uid in range(3)}
-        async with group_on(transports) as group:
-            for averager in group.averagers.values():
-                averager._allow = lambda _: True
-            odd = Participant(uid=3, peer_id=victim.peer_id, addresses=victim.addresses, share=1.0, contributes=True)
-            plan = make_plan([*group.members(), odd], 2_000_000, deadlines=deadlines, chunk=50_000)
-            values = contributions(plan)
-            # a part has 2 MB: when it fails everybody is in EXCHANGE and has begun to send
-            await victim.order(plan, 3, fault, 4_500_000, direct=plane == "direct")
-            began = time.monotonic()
-            results = await group.run(plan, values, without=[3])
-            took = time.monotonic() - began
-            for result in results.values():
-                assert result.outcome.state is RoundState.ABORTED
-                assert result.average is None
-                assert [(f.uid, f.state) for f in result.outcome.failures] == [(3, "EXCHANGE")], result.outcome.failures
-                connect = result.outcome.seconds[RoundState.CONNECT]
-                assert took < connect + deadlines.exchange + 1.0
-            # who had not begun its stream when the victim died tried the other plane, too
-            assert plane in {result.outcome.planes[3] for result in results.values()}
-            assert fault == "stop" or took < deadlines.exchange
-            again = make_plan([member(uid, peer) for uid, peer in transports.items()], 1000)
-            assert all(r.outcome.completed for r in (await group.run(again, contributions(again))).values())
-        if fault == "kill":
-            await require_end(victim.daemon, 3)
-    await require_end(victim.daemon, 3)
-
-
-async def test_the_daemon_does_not_outlive_the_neuron(peers: dict[int, Peer], tmp_path: Path) -> None:
-    """Not even when the neuron is killed without a chance to clean up."""
-    async with member_in_process(tmp_path, peers[0].addresses) as neuron:
-        assert not ended(neuron.daemon)
-        neuron.process.send_signal(signal.SIGKILL)
-        await require_end(neuron.daemon, 3)

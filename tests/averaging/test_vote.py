@@ -43,6 +43,15 @@ def test_a_quorum_of_one_needs_everybody_and_is_reached() -> None:
     assert decide(weights, votes, [], A, 1.0) is Decision.COMMIT
 
 
+@given(st.dictionaries(st.integers(0, 7), st.floats(0.01, 1e6), min_size=1, max_size=8), st.integers(1, 255))
+def test_nobody_gives_up_while_all_may_still_agree(weights: dict[int, float], voted: int) -> None:
+    """Whoever has voted so far, the sum of those and the others is the whole, whatever is rounded on the way."""
+    votes: dict[int, str | None] = {uid: A for uid in weights if voted >> uid & 1}
+    assert decide(weights, votes, [], None, 1.0) is Decision.WAIT
+    mine = next(iter(weights))
+    assert decide(weights, votes | {mine: A}, [], A, 1.0) is not Decision.ABORT
+
+
 ballots = st.dictionaries(st.integers(0, 7), st.sampled_from([A, B, None]), max_size=8)
 
 
