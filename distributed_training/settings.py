@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from distributed_training.averaging.peer import PeerConfig
+from distributed_training.data.remote import CorpusConfig
 from distributed_training.hub.build import HubConfig
 from template.chain.wallet import WalletConfig
 from template.chain.watch import ChainWatchConfig
@@ -75,9 +76,10 @@ class ValidatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HubToken:
-    """The credential for the model hub."""
+    """The credentials for the model hub and the corpus."""
 
     token: Secret | None = option("access token of the model hub; validators need one to publish", default=None)
+    data_token: Secret | None = option("access token for a dataset on the Hub that is not public", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ class Settings:
     axon: AxonConfig
     dht: DhtConfig
     hub: HubConfig
+    corpus: CorpusConfig
     secret: HubToken
     telemetry: TelemetryConfig
     logging: LoggingConfig
@@ -115,6 +118,7 @@ SECTIONS: dict[str, type] = {
     "axon": AxonConfig,
     "dht": DhtConfig,
     "hub": HubConfig,
+    "corpus": CorpusConfig,
     "secret": HubToken,
     "telemetry": TelemetryConfig,
     "logging": LoggingConfig,

@@ -18,11 +18,11 @@ Tokens = npt.NDArray[np.int64]
 _PROBE = "The quick brown fox jumps over the lazy dog, 0123456789."
 
 
-class Tokenizer(Protocol):
-    """Turns a piece of text into ids below `vocab_size`. Thread-safe; the ids depend on the text alone.
+class Vocabulary(Protocol):
+    """What is known of ids without the tokenizer that made them: all are below `vocab_size`.
 
-    `end` is the id that stands between documents; `whole_characters` tells that a piece must not cut a UTF-8
-    character; `fingerprint` (64 hex digits) is the same for two tokenizers only if they give the same ids.
+    `end` is the id that stands between documents; `fingerprint` (64 hex digits) is the same for two tokenizers only if
+    they give the same ids.
     """
 
     @property
@@ -32,10 +32,17 @@ class Tokenizer(Protocol):
     def end(self) -> int: ...
 
     @property
-    def whole_characters(self) -> bool: ...
+    def fingerprint(self) -> str: ...
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """Turns a piece of text into ids. Thread-safe; the ids depend on the text alone.
+
+    `whole_characters` tells that a piece must not cut a UTF-8 character.
+    """
 
     @property
-    def fingerprint(self) -> str: ...
+    def whole_characters(self) -> bool: ...
 
     def encode(self, text: bytes) -> Tokens:
         """Ids of UTF-8 `text`, int64 [n]; all of it, with no special tokens added.

@@ -20,7 +20,7 @@ from distributed_training.averaging.feedback import Attempt
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
-from template.errors import ConfigurationError, SourceUnavailable, StateError
+from template.errors import ConfigurationError, SourceBusy, SourceUnavailable, StateError
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
@@ -195,6 +195,8 @@ class TrainingWorker:
         work = self._engine.work
         try:
             batch = self._next_batch(work.epoch, work.next_number)
+        except SourceBusy:
+            return 0.0  # the source has waited a little itself; whoever asked for something comes first
         except SourceUnavailable as error:
             pause = self._config.retry_seconds
             self._emit(TrainingWaits(epoch=work.epoch, number=work.next_number, reason=str(error), retry_seconds=pause))

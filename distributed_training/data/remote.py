@@ -1,0 +1,81 @@
+"""What an operator can say of a corpus that lies elsewhere, and the parts that are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed_training.data.cache import BlockCache
+from distributed_training.data.http import HttpStore, ReadTimeouts
+from distributed_training.data.prefetch import PrefetchConfig
+from distributed_training.data.store import FolderStore, Patience, Patient, Store
+from distributed_training.hub.retry import RetryPolicy
+from template.config import Secret, option
+from template.errors import ConfigurationError
+from template.telemetry import Telemetry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """How a corpus on the network is read."""
+
+    index: str | None = option(
+        "file or http(s) address of a ready index of the dataset, checked by its hash; default: build it", default=None
+    )
+    cache_mb: int = option("megabytes of the corpus kept in the neuron's folder", default=2048)
+    ahead: int = option("micro-batches read ahead of training", default=8)
+    readers: int = option("threads that read ahead", default=2)
+    tries: int = option("how often a read is tried before the corpus counts as away", default=8)
+    seconds: float = option("how long a read is tried at most", default=90.0)
+    connect_timeout: float = option("seconds to connect", default=10.0)
+    idle_timeout: float = option("seconds without a byte", default=20.0)
+    answer_timeout: float = option("seconds for one answer", default=60.0)
+
+    def __post_init__(self) -> None:
+        if self.cache_mb < 0:
+            raise ConfigurationError("--corpus.cache_mb must not be negative")
+        _ = self.patience, self.timeouts, self.prefetch  # they check their values
+
+    @property
+    def patience(self) -> Patience:
+        policy = RetryPolicy(tries=self.tries, first_delay=0.5, longest_delay=20.0, longest_retry_after=60.0)
+        return Patience(policy=policy, seconds=self.seconds)
+
+    @property
+    def timeouts(self) -> ReadTimeouts:
+        return ReadTimeouts(connect=self.connect_timeout, idle=self.idle_timeout, answer=self.answer_timeout)
+
+    @property
+    def prefetch(self) -> PrefetchConfig:
+        return PrefetchConfig(ahead=self.ahead, readers=self.readers, next_epoch=min(2, self.ahead))
+
+
+def patient(store: Store, config: CorpusConfig, telemetry: Telemetry | None) -> Patient:
+    """A store that is tried as long as the operator wants."""
+    return Patient(store, config.patience, telemetry=telemetry)
+
+
+def open_address(address: str, config: CorpusConfig, token: Secret | None = None) -> Store:
+    """The store behind a folder or an http(s) address."""
+    if address.startswith(("http://", "https://")):
+        return HttpStore(address, timeouts=config.timeouts, token=token)
+    return FolderStore(Path(address).expanduser())
+
+
+def read_file(address: str, limit: int, config: CorpusConfig, telemetry: Telemetry | None) -> bytes:
+    """One whole file from a path or an http(s) address, `limit` bytes at most.
+
+    Raises:
+        SourceUnavailable: it cannot be read.
+    """
+    folder, _, name = address.rpartition("/")
+    store = patient(open_address(folder or ".", config), config, telemetry)
+    try:
+        return store.whole(name, limit)
+    finally:
+        store.close()
+
+
+def open_cache(folder: Path | None, config: CorpusConfig) -> BlockCache | None:
+    """The cache of what was read, below `folder`; none without a folder or room."""
+    return BlockCache(folder / "blocks", config.cache_mb << 20) if folder and config.cache_mb else None
