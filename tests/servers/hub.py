@@ -16,50 +16,19 @@ import base64
 import hashlib
 import json
 import re
-import socket
-import threading
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
+
+from tests.servers.faults import Fault, Handler, Listener, Refusal, Request, State
+
+__all__ = ["Blob", "Commit", "Fault", "HubServer", "Repository", "Request"]
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt")
 LFS_BYTES = 10_000_000
 DATE = "2026-01-01T00:00:00.000Z"
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` requests whose method and path (a regular expression) match.
-
-    The request waits until the event `hold` is set (at most ten seconds), if there is one; then `status` (with
-    `headers`) instead of an answer; or `close` the connection, `before` the request is carried out or `after` it; or
-    `flip` one bit of the answer's body; or `cut` the body after so many bytes. `reached` is set when it happens.
-    """
-
-    method: str
-    path: str
-    times: int = 1
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    message: str = "injected fault"
-    close: Literal["before", "after"] | None = None
-    flip: bool = False
-    cut: int | None = None
-    hold: threading.Event | None = None
-    reached: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request that arrived; `token` is what stood in its Authorization header."""
-
-    method: str
-    path: str
-    token: str | None
-    headers: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -115,25 +84,15 @@ class Repository:
         return self.commits.get(oid)
 
 
-class Refusal(Exception):
-    """An error answer with the headers that the client goes by."""
-
-    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.headers = status, code, headers or {}
-
-
-class HubServer:
+class HubServer(State):
     """The state, its two ports, and the faults; `tokens` maps a token to the right it gives, `read` or `write`."""
 
     def __init__(self, tokens: dict[str, str]) -> None:
+        super().__init__()
         self.tokens = tokens
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS, by sha256
-        self.requests: list[Request] = []
-        self.faults: list[Fault] = []
-        self.lock = threading.RLock()
-        self._listeners = [_Listener(self, "api"), _Listener(self, "storage")]
+        self._listeners = [Listener(self, _Handler, "api"), Listener(self, _Handler, "storage")]
 
     @property
     def url(self) -> str:
@@ -143,23 +102,6 @@ class HubServer:
     def storage_url(self) -> str:
         return self._listeners[1].url
 
-    def inject(self, fault: Fault) -> None:
-        with self.lock:
-            self.faults.append(fault)
-
-    def fault_for(self, method: str, path: str) -> Fault | None:
-        """The first fault in force for a request, used up by one."""
-        with self.lock:
-            for fault in self.faults:
-                if fault.times > 0 and fault.method == method and re.search(fault.path, path):
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def asked(self, method: str, path: str) -> int:
-        """How many requests matched."""
-        return sum(r.method == method and re.search(path, r.path) is not None for r in self.requests)
-
     def __enter__(self) -> HubServer:
         for listener in self._listeners:
             listener.start()
@@ -168,47 +110,9 @@ class HubServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.heal()
         for listener in self._listeners:
             listener.stop()
-
-
-class _Listener(ThreadingHTTPServer):
-    """One port. Stopping it closes every connection, so that no thread is left."""
-
-    daemon_threads = False
-    block_on_close = True
-    request_queue_size = 64
-
-    def __init__(self, hub: HubServer, role: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub, self.role = hub, role
-        self.open: set[socket.socket] = set()
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        for connection in tuple(self.open):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # the client was first
-        self.server_close()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self.open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self.open.discard(request)
-        super().shutdown_request(request)
 
 
 Route = Callable[["_Handler", re.Match[str]], None]
@@ -228,44 +132,14 @@ def route(method: str, pattern: str, role: str = "api") -> Callable[[Route], Rou
 _REPO = r"(?P<repo>[^/]+/[^/]+?)"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Listener
+class _Handler(Handler):
+    server: Listener
 
-    def log_message(self, format: str, *args: Any) -> None:
-        return
-
-    # -- one request
-
-    def handle_one(self) -> None:
-        hub = self.server.hub
-        self.path, _, self.query = self.path.partition("?")
-        length = int(self.headers.get("Content-Length") or 0)
-        self.raw = self.rfile.read(length) if length else b""
-        self.fault = hub.fault_for(self.command, self.path)
+    def who(self) -> str | None:
         bearer = self.headers.get("Authorization")
-        self.token = bearer.removeprefix("Bearer ") if bearer else None
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        hub.requests.append(Request(self.command, self.path, self.token, headers))
-        try:
-            self._answer()
-        except Refusal as refusal:
-            self._refuse(refusal)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # the client has gone
+        return bearer.removeprefix("Bearer ") if bearer else None
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one  # noqa: N815  # names that http.server wants
-
-    def _answer(self) -> None:
-        if self.fault:
-            self.fault.reached.set()
-        if self.fault and self.fault.hold:
-            self.fault.hold.wait(10)
-        if self.fault and self.fault.status is not None:
-            raise Refusal(self.fault.status, "Injected", self.fault.message, self.fault.headers)
-        if self.fault and self.fault.close == "before":
-            return self._hang_up()
+    def carry_out(self) -> None:
         for role, method, pattern, function in ROUTES:
             match = pattern.fullmatch(self.path)
             if match and role == self.server.role and method == self.command.replace("HEAD", "GET"):
@@ -273,32 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return function(self, match)
         raise Refusal(404, "NotFound", f"no route {self.path}")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal), **refusal.headers}
-        self.fault = None
         self.send({"error": str(refusal)}, refusal.status, headers)
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def send(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        if self.fault and self.fault.close == "after":
-            return self._hang_up()
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        if self.fault and self.fault.flip:
-            content = bytes([content[0] ^ 1]) + content[1:]
-        self.send_response(status)
-        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.fault and self.fault.cut is not None:
-            self.wfile.write(content[: self.fault.cut])
-            return self._hang_up()
-        self.wfile.write(content)
 
     def send_file(self, content: bytes, headers: dict[str, str]) -> None:
         """The bytes asked for: all of them, or from `Range: bytes=N-` on."""
