@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from distributed_training.data.cache import BlockCache
 from distributed_training.data.dataset import INDEX_LIMIT, Dataset, DatasetSource, files_address, find_index
 from distributed_training.data.http import HttpStore
 from distributed_training.data.jsonl import JsonlSource
 from distributed_training.data.loader import Loader
 from distributed_training.data.parquet import ParquetSource
-from distributed_training.data.remote import CorpusConfig, open_cache, patient, read_file
+from distributed_training.data.remote import CorpusConfig, open_address, open_cache, patient, read_file
+from distributed_training.data.shards import MANIFEST, MANIFEST_LIMIT, ShardSource
 from distributed_training.data.source import Source
+from distributed_training.data.store import Patient
 from distributed_training.data.text import standard_library, text_folder
 from distributed_training.data.tokenizer import load_tokenizer
 from distributed_training.data.tokens import Tokenized, TokenSource
 from distributed_training.run import DataSpec, RunSpec
 from template.config import Secret
-from template.errors import ConfigurationError, DataError
+from template.errors import ConfigurationError, DataError, SubnetError
 from template.telemetry import Event, Telemetry
 
 
@@ -75,7 +79,7 @@ def _open_dataset(
     store = patient(HttpStore(files_address(dataset), timeouts=config.timeouts, token=token), config, telemetry)
     try:
         index = find_index(dataset, store, cache, ready, token)
-    except BaseException:
+    except SubnetError:
         store.close()
         raise
     return DatasetSource(store, index, spec.page_size, open_cache(cache, config))
@@ -90,6 +94,8 @@ def build_tokens(
     telemetry: Telemetry | None = None,
 ) -> TokenSource:
     """The tokens of the corpus that `spec` names; arguments and errors as those of `build_source`."""
+    if spec.source == "shards":
+        return _open_shards(spec, cache, config or CorpusConfig(), telemetry)
     tokenizer = load_tokenizer(spec.tokenizer)
     source = build_source(
         spec,
@@ -100,6 +106,34 @@ def build_tokens(
         telemetry=telemetry,
     )
     return Tokenized(source, tokenizer)
+
+
+def _open_shards(spec: DataSpec, cache: Path | None, config: CorpusConfig, telemetry: Telemetry | None) -> ShardSource:
+    store, blocks = patient(open_address(spec.path, config), config, telemetry), open_cache(cache, config)
+    try:
+        source = ShardSource(store, _manifest(spec, store, blocks), spec.page_size, blocks)
+        if source.tokenizer.name != spec.tokenizer:
+            raise ConfigurationError(
+                f"data.tokenizer: the shards in {spec.path} are of the tokenizer '{source.tokenizer.name}', "
+                f"not '{spec.tokenizer}'"
+            )
+    except SubnetError:
+        store.close()
+        raise
+    return source
+
+
+def _manifest(spec: DataSpec, store: Patient, cache: BlockCache | None) -> bytes:
+    """The manifest's bytes; one that the run pins may come from the cache, so that a start needs nobody."""
+    if not spec.fingerprint:
+        return store.whole(MANIFEST, MANIFEST_LIMIT)
+
+    def fetch() -> bytes:
+        content = store.whole(MANIFEST, MANIFEST_LIMIT)
+        require_pinned(spec, hashlib.sha256(content).hexdigest())
+        return content
+
+    return cache.get(f"manifest/{spec.fingerprint}", fetch) if cache else fetch()
 
 
 def build_loader(
@@ -122,7 +156,7 @@ def build_loader(
     """
     source = build_tokens(spec.data, cache=cache, config=config, token=token, telemetry=telemetry)
     try:
-        _require_pinned(spec.data, source.fingerprint)
+        require_pinned(spec.data, source.fingerprint)
         loader = Loader(spec.data, spec.run_id, source)
     except DataError:
         source.close()
@@ -141,7 +175,12 @@ def build_loader(
     return loader
 
 
-def _require_pinned(spec: DataSpec, found: str) -> None:
+def require_pinned(spec: DataSpec, found: str) -> None:
+    """Refuse a corpus that is not the one the run names.
+
+    Raises:
+        DataError: with both fingerprints.
+    """
     if spec.fingerprint and spec.fingerprint != found:
         raise DataError(
             f"the corpus at {spec.path} has the fingerprint {found}, the run's data.fingerprint is {spec.fingerprint}: "

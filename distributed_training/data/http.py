@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from distributed_training.data.store import NotNow
+from distributed_training.data.store import Absent, NotNow
 from distributed_training.hub.retry import retry_after
 from template.clock import Clock, SystemClock
 from template.config import Secret
@@ -102,7 +102,8 @@ class HttpStore:
             raise NotNow(f"HTTP {status} for {name}", retry_after(response.headers, self._clock.time()))
         if status != (206 if asked else 200):
             hint = "the server does not serve ranges" if status == 200 else "check the address, or its right to be read"
-            raise SourceUnavailable(f"HTTP {status} for {self._base}/{name}: {hint}")
+            kind = Absent if status == 404 else SourceUnavailable
+            raise kind(f"HTTP {status} for {self._base}/{name}: {hint}")
 
     def _body(self, response: httpx.Response, name: str, limit: int) -> bytes:
         content, deadline = bytearray(), self._clock.monotonic() + self._timeouts.answer

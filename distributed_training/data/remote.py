@@ -8,7 +8,8 @@ from pathlib import Path
 from distributed_training.data.cache import BlockCache
 from distributed_training.data.http import HttpStore, ReadTimeouts
 from distributed_training.data.prefetch import PrefetchConfig
-from distributed_training.data.store import FolderStore, Patience, Patient, Store
+from distributed_training.data.s3 import S3Store
+from distributed_training.data.store import FolderStore, Patience, Patient, Shelf, Store
 from distributed_training.hub.retry import RetryPolicy
 from template.config import Secret, option
 from template.errors import ConfigurationError
@@ -21,6 +22,9 @@ class CorpusConfig:
 
     index: str | None = option(
         "file or http(s) address of a ready index of the dataset, checked by its hash; default: build it", default=None
+    )
+    s3_endpoint: str | None = option(
+        "address of the S3 API of a corpus at s3://bucket/prefix, e.g. of R2; default: Amazon's", default=None
     )
     cache_mb: int = option("megabytes of the corpus kept in the neuron's folder", default=2048)
     ahead: int = option("micro-batches read ahead of training", default=8)
@@ -51,14 +55,34 @@ class CorpusConfig:
 
 
 def patient(store: Store, config: CorpusConfig, telemetry: Telemetry | None) -> Patient:
-    """A store that is tried as long as the operator wants."""
-    return Patient(store, config.patience, telemetry=telemetry)
+    """A store that is tried as long as the operator wants; a folder of this machine once."""
+    here = Patience(policy=RetryPolicy(tries=1), rest=0.0)
+    return Patient(store, here if isinstance(store, FolderStore) else config.patience, telemetry=telemetry)
 
 
 def open_address(address: str, config: CorpusConfig, token: Secret | None = None) -> Store:
-    """The store behind a folder or an http(s) address."""
+    """The store behind a folder, an http(s) address or s3://bucket/prefix.
+
+    Raises:
+        ConfigurationError: an address that is none.
+    """
     if address.startswith(("http://", "https://")):
         return HttpStore(address, timeouts=config.timeouts, token=token)
+    if address.startswith("s3://"):
+        return S3Store(address, endpoint=config.s3_endpoint, timeouts=config.timeouts)
+    return FolderStore(Path(address).expanduser())
+
+
+def open_shelf(address: str, config: CorpusConfig) -> Shelf:
+    """The same where files can be written: a folder or s3://bucket/prefix.
+
+    Raises:
+        ConfigurationError: another address.
+    """
+    if address.startswith("s3://"):
+        return S3Store(address, endpoint=config.s3_endpoint, timeouts=config.timeouts)
+    if "://" in address:
+        raise ConfigurationError(f"{address} cannot be written to: give a folder or s3://bucket/prefix")
     return FolderStore(Path(address).expanduser())
 
 

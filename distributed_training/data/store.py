@@ -7,7 +7,10 @@ call for a while, so that whoever has many pages to read learns at once that the
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +24,8 @@ from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
 
+_READABLE = 0o644
+
 
 class NotNow(Exception):
     """This try failed and the next may not. `retry_after`: seconds that the other side asks to wait."""
@@ -30,10 +35,15 @@ class NotNow(Exception):
         self.retry_after = retry_after
 
 
+class Absent(SourceUnavailable):
+    """There is no such file."""
+
+
 class Store(Protocol):
     """Named files, read by ranges. Every call is one try, bounded in time. Thread-safe.
 
-    Every method raises NotNow (another try may help) or SourceUnavailable (another try gives the same).
+    Every method raises NotNow (another try may help) or SourceUnavailable (another try gives the same; Absent: there is
+    no such file).
     """
 
     @property
@@ -51,6 +61,16 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Give connections back."""
+
+
+class Shelf(Store, Protocol):
+    """A store that can be written to. A file appears whole or not at all."""
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file; whatever is there is replaced."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; that it is not there is fine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +128,16 @@ class Patient:
     def where(self) -> str:
         return self._store.where
 
-    def read(self, name: str, start: int, stop: int) -> bytes:
-        return self.attempt(lambda: self._store.read(name, start, stop))
+    def read(self, name: str, start: int, stop: int, sha256: bytes | None = None) -> bytes:
+        """As a store reads; bytes that do not hash to `sha256` count as a try that failed."""
+        return self.attempt(lambda: _checked(self._store.read(name, start, stop), sha256, name))
 
     def tail(self, name: str, count: int) -> tuple[bytes, int]:
         return self.attempt(lambda: self._store.tail(name, count))
 
-    def whole(self, name: str, limit: int) -> bytes:
-        return self.attempt(lambda: self._store.whole(name, limit))
+    def whole(self, name: str, limit: int, sha256: bytes | None = None) -> bytes:
+        """As a store reads; bytes that do not hash to `sha256` count as a try that failed."""
+        return self.attempt(lambda: _checked(self._store.whole(name, limit), sha256, name))
 
     def close(self) -> None:
         self._closed.set()
@@ -161,8 +183,14 @@ class Patient:
         return SourceUnavailable(f"{self.where} was tried {times} in vain: {reason}")
 
 
+def _checked(content: bytes, sha256: bytes | None, name: str) -> bytes:
+    if sha256 is not None and (found := hashlib.sha256(content).digest()) != sha256:
+        raise NotNow(f"{name} came with the hash {found.hex()[:12]}, it should be {sha256.hex()[:12]}")
+    return content
+
+
 class FolderStore:
-    """A `Store` over a folder of this machine."""
+    """A `Shelf` in a folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -190,11 +218,29 @@ class FolderStore:
     def close(self) -> None:
         return
 
+    def put(self, name: str, content: bytes) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=f".{name}", delete=False) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(file.name, _READABLE)  # a temporary file is its owner's alone
+            os.replace(file.name, self._folder / name)
+        except OSError as error:
+            raise SourceUnavailable(f"{self._folder / name} cannot be written: {error.strerror}") from error
+
+    def remove(self, name: str) -> None:
+        try:
+            (self._folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise SourceUnavailable(f"{self._folder / name} cannot be removed: {error.strerror}") from error
+
     def _size(self, name: str) -> int:
         try:
             return (self._folder / name).stat().st_size
         except OSError as error:
-            raise SourceUnavailable(f"{self._folder / name} cannot be read: {error.strerror}") from error
+            raise self._translated(error, name) from error
 
     def _bytes(self, name: str, offset: int, count: int) -> bytes:
         try:
@@ -202,4 +248,8 @@ class FolderStore:
                 file.seek(offset)
                 return file.read(count)
         except OSError as error:
-            raise SourceUnavailable(f"{self._folder / name} cannot be read: {error.strerror}") from error
+            raise self._translated(error, name) from error
+
+    def _translated(self, error: OSError, name: str) -> SourceUnavailable:
+        kind = Absent if isinstance(error, FileNotFoundError) else SourceUnavailable
+        return kind(f"{self._folder / name} cannot be read: {error.strerror}")
