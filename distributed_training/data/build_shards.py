@@ -103,7 +103,7 @@ class Plan:
     @property
     def width(self) -> int:
         """Bytes of a token."""
-        return TYPES[self.dtype].itemsize
+        return int(TYPES[self.dtype].itemsize)
 
     def manifest(self, shards: tuple[Shard, ...], documents: int) -> Manifest:
         """What is written when all is done."""

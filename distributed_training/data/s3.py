@@ -12,6 +12,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeVar
 
 from distributed_training.data.http import ReadTimeouts
@@ -100,7 +101,7 @@ class S3Store:
         if found["ContentLength"] > limit:
             raise SourceUnavailable(f"{self._address}/{name} is larger than the {limit} bytes it may have")
         content, deadline = bytearray(), self._clock.monotonic() + self._timeouts.answer
-        with found["Body"] as body:
+        with closing(found["Body"]) as body:
             for chunk in body.iter_chunks(_CHUNK):
                 content += chunk
                 if self._clock.monotonic() > deadline:

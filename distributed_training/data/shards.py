@@ -34,7 +34,7 @@ DIGEST = hashlib.sha256().digest_size
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _KEPT_HASHES = 256  # shards: 16 MB with the sizes that build_shards takes if not told otherwise
-TYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+TYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 @dataclass(frozen=True)
