@@ -23,6 +23,7 @@ from distributed_training.averaging.introduction import Introductions
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader, MicroBatch
+from distributed_training.data.remote import CorpusConfig
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.hub.hub import Hub
@@ -262,12 +263,18 @@ class Subnet:
 
 @asynccontextmanager
 async def subnet(
-    folder: Path, miners: int = 2, validators: int = 1, *, attached: bool = True, **changes: Any
+    folder: Path,
+    miners: int = 2,
+    validators: int = 1,
+    *,
+    attached: bool = True,
+    corpus: CorpusConfig | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Subnet]:
-    """Neurons that serve IsAlive and AllReduce, if `attached`. `changes` to the run spec."""
+    """Neurons that serve IsAlive and AllReduce, if `attached`. `changes` to the run spec; `corpus`: how it is read."""
     spec = run_spec(folder, **changes)
     chain = Chain(metagraph_of(validators + miners, range(validators)))
-    loader = build_loader(spec)
+    loader = build_loader(spec, config=corpus)
     net = Subnet(spec, chain, loader, folder, MemoryNetwork(), streams.MemoryNetwork(), {})
     async with AsyncExitStack() as stack:
         for uid in range(validators + miners):

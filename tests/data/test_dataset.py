@@ -13,19 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpora import write_parquet
+from simulated import fineweb_index
 
+from distributed_training.data.assignment import Assignment
 from distributed_training.data.cache import BlockCache
 from distributed_training.data.dataset import Dataset, DatasetSource, data_files, files_address, find_index
 from distributed_training.data.http import HttpStore, ReadTimeouts
 from distributed_training.data.parquet import ParquetSource
 from distributed_training.data.row_groups import RowMap
+from distributed_training.data.split import Split
 from distributed_training.data.store import Patience, Patient
 from distributed_training.hub.retry import RetryPolicy
+from distributed_training.run import load_run
 from template.config import Secret
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 from tests.servers.datasets import add_dataset
 from tests.servers.hub import Fault, HubServer
 
+ROOT = Path(__file__).parents[2]
 REPOSITORY = "HuggingFaceFW/fineweb"
 CARD = """---
 configs:
@@ -316,3 +321,38 @@ def test_token_stays_with_the_hub(dataset_server: HubServer, repository: Path, d
         source.read(1)
     assert "hf_secret" not in str(failure.value)
     store.close()
+
+
+def test_rows_are_located_as_a_loop_would() -> None:
+    """File, row group and row of every row of an index, against counting; rows that do not exist are refused."""
+    index = fineweb_index(rows=20_000, files=7)
+    rows = RowMap(index)
+    counted = [
+        (f, g, r)
+        for f, file in enumerate(index.files)
+        for g, count in enumerate(file.rows.tolist())
+        for r in range(count)
+    ]
+    found = np.stack(rows.locate(np.arange(20_000)), axis=1)
+    assert [tuple(place) for place in found.tolist()] == counted
+    for wrong in (-1, 20_000):
+        with pytest.raises(DataError, match="the corpus has 20000"):
+            rows.locate(np.array([wrong]))
+
+
+def test_no_two_miners_share_a_row_of_fineweb() -> None:
+    """Of 64 uids over 8 epochs on a corpus of its size, no page comes twice, and every page has a place of its own."""
+    spec = load_run(ROOT / "runs" / "gpt2-fineweb.toml")
+    index = fineweb_index()
+    rows, size = RowMap(index), spec.data.page_size
+    split = Split(-(-rows.rows // size), spec.data.held_out_pages)
+    assignment = Assignment(spec.run_id, split.train_pages, spec.data.max_uids, spec.data.pages_per_epoch)
+    pages = np.concatenate(
+        [split.corpus_pages(assignment.pages(epoch, uid, 0, 64)) for epoch in range(8) for uid in range(64)]
+    )
+    assert len(np.unique(pages)) == len(pages) == 8 * 64 * 64
+    assert not np.isin(pages, split.held_out_pages).any()
+    files, groups, places = rows.locate(pages * size)
+    starts = np.concatenate([[0], np.cumsum([file.rows.sum() for file in index.files])])
+    before = np.array([index.files[f].rows[:g].sum() for f, g in zip(files, groups, strict=True)])
+    assert np.array_equal(starts[files] + before + places, pages * size)
