@@ -1,6 +1,6 @@
 """Assignment over a corpus of FineWeb's size: every page of 256 uids x 64 epochs, none twice, and how fast.
 
-    python -m benchmarks.assignment [OUTPUT]         # about two minutes; results/assignment.md
+    python -m benchmarks.assignment [--output benchmarks/results/assignment.md]
 
 The index is simulated (518.5 million rows in row groups of 1,000), the text is not there: what is measured is page
 number -> file, row group and row, as a miner finds its own and a validator those that it audits. Each assigned page is
@@ -9,14 +9,15 @@ marked in a bit field; a page that is marked already would be a collision.
 
 from __future__ import annotations
 
+import argparse
 import platform
 import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from distributed_training.data.assignment import Assignment
 from distributed_training.data.row_groups import RowMap
@@ -107,10 +108,13 @@ def table(passes: list[Result], facts: str) -> str:
 
 def main() -> None:
     """Measure and print, or write to the file given."""
+    parser = argparse.ArgumentParser(description="Speed of the assignment.")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
     text = table(*measure())
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text)
-    print(text)  # noqa: T201  # the result
+    Console().print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
 
 
 if __name__ == "__main__":

@@ -128,14 +128,11 @@ def plan_of(spec: DataSpec, config: BuildConfig, source: Source, tokenizer: Toke
 
 def tokenized(source: Source, tokenizer: Tokenizer, page: int, dtype: str) -> Page:
     """One page as it is written."""
+    pieces, end = source.read(page), np.array([tokenizer.end], TYPES[dtype]).tobytes()
     parts: list[bytes] = []
-    kind, documents = TYPES[dtype], 0
-    for piece in source.read(page):
-        parts.append(tokenizer.encode(piece.text).astype(kind).tobytes())
-        if piece.ends:
-            parts.append(np.array([tokenizer.end], kind).tobytes())
-            documents += 1
-    return Page(b"".join(parts), documents)
+    for piece, tokens in zip(pieces, tokenizer.encode_many([p.text for p in pieces]), strict=True):
+        parts += [tokens.astype(TYPES[dtype]).tobytes(), end if piece.ends else b""]
+    return Page(b"".join(parts), sum(piece.ends for piece in pieces))
 
 
 class Builder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -51,6 +52,13 @@ class Tokenizer(Vocabulary, Protocol):
             DataError: the text is not UTF-8 and the tokenizer needs characters.
         """
 
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
+        """The ids of each text, as `encode` gives them; on several cores where there are some.
+
+        Raises:
+            DataError: a text is not UTF-8 and the tokenizer needs characters.
+        """
+
     def decode(self, tokens: Tokens) -> str:
         """The text of `tokens`; what is not text (end tokens, cut characters) may be left out or replaced."""
 
@@ -65,6 +73,9 @@ class ByteTokenizer:
 
     def encode(self, text: bytes) -> Tokens:
         return np.frombuffer(text, np.uint8).astype(np.int64)
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Tokens) -> str:
         return bytes(int(token) for token in tokens if token < self.end).decode(errors="replace")
@@ -105,11 +116,15 @@ class HuggingFaceTokenizer:
         return len(known) > 1
 
     def encode(self, text: bytes) -> Tokens:
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
         try:
-            characters = text.decode()
+            characters = [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise DataError(f"a piece of text is not UTF-8: {error}") from error
-        return np.array(self._backend.encode(characters, add_special_tokens=False).ids, np.int64)
+        found = self._backend.encode_batch_fast(characters, add_special_tokens=False)  # fast: without offsets
+        return [np.array(encoding.ids, np.int64) for encoding in found]
 
     def decode(self, tokens: Tokens) -> str:
         return self._backend.decode([int(token) for token in tokens], skip_special_tokens=True)

@@ -69,11 +69,10 @@ class Tokenized:
         return self._tokenizer
 
     def tokens(self, page: int) -> Tokens:
-        parts = []
-        for piece in self._source.read(page):
-            parts.append(self._tokenizer.encode(piece.text))
-            if piece.ends:
-                parts.append(self._end)
+        pieces = self._source.read(page)
+        parts: list[Tokens] = []
+        for piece, tokens in zip(pieces, self._tokenizer.encode_many([p.text for p in pieces]), strict=True):
+            parts += [tokens, self._end] if piece.ends else [tokens]
         return np.concatenate(parts)
 
     def close(self) -> None:
