@@ -102,7 +102,8 @@ class Round:
             for low, high in chunks(stop - start, CHUNK):
                 where = slice(start + low, start + high)
                 parts = [self._part(i, reducer, vectors[i][where], where.start, senders) for i in range(len(vectors))]
-                mean, codec = weighted_mean(parts, weights), self._codecs.average
+                mean, codec = np.empty_like(parts[0]), self._codecs.average
+                weighted_mean(parts, weights, mean)
                 payload = attempt.encode(codec, where.start, mean) if attempt else codec.encode(mean)
                 codec.decode(payload, mean.size, out=average[where])
                 if reducer == 0:

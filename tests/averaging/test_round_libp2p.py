@@ -226,7 +226,8 @@ async def test_a_process_that_fails_in_exchange(peers: dict[int, Peer], tmp_path
             odd = Participant(uid=3, peer_id=victim.peer_id, addresses=victim.addresses, share=1.0, contributes=True)
             plan = make_plan([*group.members(), odd], 2_000_000, deadlines=deadlines, chunk=50_000)
             values = contributions(plan)
-            await victim.order(plan, 3, fault, 3_000_000, direct=plane == "direct")
+            # a part has 2 MB: when it fails everybody is in EXCHANGE and has begun to send
+            await victim.order(plan, 3, fault, 4_500_000, direct=plane == "direct")
             began = time.monotonic()
             results = await group.run(plan, values, without=[3])
             took = time.monotonic() - began
