@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,8 +22,6 @@ from template.errors import ConfigurationError, SourceUnavailable
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
-
-_READABLE = 0o644
 
 
 class NotNow(Exception):
@@ -221,11 +218,10 @@ class FolderStore:
     def put(self, name: str, content: bytes) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=f".{name}", delete=False) as file:
+            with self._partial(name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(file.name, _READABLE)  # a temporary file is its owner's alone
             os.replace(file.name, self._folder / name)
         except OSError as error:
             raise SourceUnavailable(f"{self._folder / name} cannot be written: {error.strerror}") from error
@@ -233,8 +229,13 @@ class FolderStore:
     def remove(self, name: str) -> None:
         try:
             (self._folder / name).unlink(missing_ok=True)
+            self._partial(name).unlink(missing_ok=True)
         except OSError as error:
             raise SourceUnavailable(f"{self._folder / name} cannot be removed: {error.strerror}") from error
+
+    def _partial(self, name: str) -> Path:
+        """Where a file is while it is written: one place, so that who was killed there leaves nothing for good."""
+        return self._folder / f".{name}.partial"
 
     def _size(self, name: str) -> int:
         try:
