@@ -133,4 +133,6 @@ def _size_of(response: httpx.Response, asked: str | None, limit: int) -> int:
     told = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if told is None:
         raise SourceUnavailable(f"{response.url.host} serves a range without telling which")
+    if not asked.startswith(("bytes=-", f"bytes={told[1]}-")):
+        raise SourceUnavailable(f"{response.url.host} serves {told[0]} where {asked} was asked for")
     return int(told[3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -165,7 +166,6 @@ def test_slow_answers_end(uploaded: S3Server) -> None:
         """A TCP server that sends a byte now and then."""
 
         def __enter__(self) -> str:
-            import socket
 
             self._socket = socket.create_server(("127.0.0.1", 0))
             self._thread = threading.Thread(target=self._serve)
@@ -309,3 +309,31 @@ def test_loader_of_shards(tmp_path: Path) -> None:
     assert batch.input_ids.ravel().tolist() == tokens
     assert batch.labels.ravel().tolist() == [*tokens[1:], -100]
     loader.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabcd", "does not serve ranges"),
+        (b"HTTP/1.1 206 Partial\r\ncontent-length: 4\r\n\r\nabcd", "without telling which"),
+        (b"HTTP/1.1 206 Partial\r\ncontent-range: bytes 0-3/9\r\ncontent-length: 4\r\n\r\nabcd", "serves bytes 0-3/9"),
+        (b"HTTP/1.1 206 Partial\r\ncontent-range: bytes 2-9/9\r\ncontent-length: 8\r\n\r\nabcdefgh", "larger than"),
+    ],
+)
+def test_other_ranges_than_asked_for_are_refused(answer: bytes, message: str) -> None:
+    """A server or proxy that ignores or changes the range never gives bytes of another place."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(10_000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        store = HttpStore(f"http://127.0.0.1:{listener.getsockname()[1]}", timeouts=TIMEOUTS)
+        with pytest.raises(SourceUnavailable, match=message):
+            store.read("a", 2, 6)
+        store.close()
+        thread.join(20)
