@@ -34,8 +34,8 @@ class Layout:
     nullable: bool
 
 
-def decode(chunk: bytes, rows: int, layout: Layout) -> list[bytes]:
-    """The UTF-8 values of a string column chunk that holds `rows` values.
+def decode(chunk: bytes, rows: int, layout: Layout, first: int = 0, count: int | None = None) -> list[bytes]:
+    """The UTF-8 values of a string column chunk that holds `rows` values: `count` of them (all) from `first` on.
 
     Raises:
         DataError: the bytes are not such a chunk, or a value is null.
@@ -50,7 +50,7 @@ def decode(chunk: bytes, rows: int, layout: Layout) -> list[bytes]:
         raise DataError(f"a column chunk has {len(values)} rows, its index says {rows}")
     if values.null_count:
         raise DataError("a row group has rows without text")
-    return values.cast(pa.large_binary()).to_pylist()  # type: ignore[no-any-return]
+    return values.slice(first, count).cast(pa.large_binary()).to_pylist()  # type: ignore[no-any-return]
 
 
 def _footer(size: int, rows: int, layout: Layout) -> bytes:

@@ -72,7 +72,7 @@ class DatasetSource:
         first, stop = self._paging.limits(page)
         pieces: list[Piece] = []
         while first < stop:  # one turn for each row group that the page touches
-            texts = self._rest_of_group(first)[: stop - first]
+            texts = self._of_group(first, stop - first)
             pieces += (Piece(text, ends=True) for text in texts)
             first += len(texts)
         return tuple(pieces)
@@ -81,12 +81,12 @@ class DatasetSource:
         """End the reading of all threads."""
         self._store.close()
 
-    def _rest_of_group(self, row: int) -> list[bytes]:
-        """The texts from `row` of the corpus to the end of its row group; at least one."""
+    def _of_group(self, row: int, count: int) -> list[bytes]:
+        """The texts from `row` of the corpus on: `count`, or those to the end of its row group."""
         number, group, place = (int(found[0]) for found in self._rows.locate(np.array([row])))
         file, chunk = self._files[number], self._chunk(number, group)
         try:
-            return decode(chunk, int(file.rows[group]), file.layout)[place:]
+            return decode(chunk, int(file.rows[group]), file.layout, place, count)
         except DataError as error:
             raise DataError(f"row group {group} of {file.name}: {error}") from error
 
