@@ -116,7 +116,7 @@ def test_an_outage_of_the_corpus_stops_nobody_for_long(tmp_path: Path, monkeypat
     assert not any(request.token for request in server.requests)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_subnet_trains_on_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The production path in small: each process builds its index over HTTP, all find the same corpus, rounds complete
