@@ -27,8 +27,8 @@ from distributed_training.averaging.state_transfer import StateServer
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader
+from distributed_training.data.prefetch import Prefetch
 from distributed_training.engine.audit import Auditor
-from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import CatchUpFailed, CaughtUp, NeuronStarted
@@ -325,7 +325,15 @@ async def _open_base(stack: AsyncExitStack, settings: Settings, telemetry: Telem
         client, metagraph, stake_floor=stake_floor, config=settings.chain, telemetry=telemetry, clock=clock
     )
     cache = general.folder / "corpus"
-    loader = await asyncio.to_thread(build_loader, spec, cache=cache, telemetry=telemetry)
+    loader = await asyncio.to_thread(
+        build_loader,
+        spec,
+        cache=cache,
+        config=settings.corpus,
+        token=settings.secret.data_token,
+        telemetry=telemetry,
+    )
+    stack.callback(loader.close)
     hub = build_hub(settings.hub, token=settings.secret.token, telemetry=telemetry, clock=clock)
     return Base(uid, role, spec, settings, client, wallet, chain, loader, hub, telemetry, clock)
 
@@ -364,9 +372,9 @@ async def _open_training(stack: AsyncExitStack, base: Base, make_engine: EngineF
     folder = base.settings.general.folder / "checkpoint"
     engine = await asyncio.to_thread(make_engine, base.spec, base.loader, base.uid, base.settings.general.device)
     await _resume(base, engine, folder)
-    worker = await stack.enter_async_context(
-        TrainingWorker(engine, _batches(base.loader, base.uid), telemetry=base.telemetry)
-    )
+    batches = Prefetch(base.loader, base.uid, base.settings.corpus.prefetch, telemetry=base.telemetry, clock=base.clock)
+    stack.push_async_callback(asyncio.to_thread, batches.close)
+    worker = await stack.enter_async_context(TrainingWorker(engine, batches, telemetry=base.telemetry))
     keeper = Keeper(folder, worker, base.telemetry)
     await keeper.save()
     return Training(engine, worker, keeper)
@@ -465,12 +473,3 @@ async def _go_live(stack: AsyncExitStack, parts: Parts) -> None:
             peer_id=now.peer.peer_id,
         )
     )
-
-
-def _batches(loader: Loader, uid: int) -> Callable[[int, int], MicroBatch | None]:
-    """The assignment of `uid`, one micro-batch after another, until the epoch's are used up."""
-
-    def next_batch(epoch: int, number: int) -> MicroBatch | None:
-        return loader.micro_batch(epoch, uid, number) if number < loader.micro_batches_per_epoch else None
-
-    return next_batch

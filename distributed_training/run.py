@@ -27,6 +27,10 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigurationError(message)
 
 
+def _is_hex(text: str, digits: int) -> bool:
+    return len(text) == digits and set(text) <= set("0123456789abcdef")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """`family` names the transformers architecture; `config` its keyword arguments (vocab_size comes from the data)."""
@@ -40,11 +44,15 @@ class DataSpec:
     """Where the text comes from. A page is the unit of assignment, a sample one sequence of `sequence_length` tokens.
 
     `source`: `stdlib` (the sources of the running Python's standard library), `text` (a folder of text files),
-    `parquet` or `jsonl` (a folder with FineWeb's columns). `page_size` is in bytes for text, in rows for the others.
+    `parquet` or `jsonl` (a folder with FineWeb's columns), `huggingface` (`path` is a dataset repository on the Hub,
+    read at the commit `revision`), `shards` (`path` is a folder, an http(s) address or s3://bucket/prefix with what
+    scripts/build_shards wrote). `page_size` is in bytes for text, in tokens for shards, in rows for the others.
+    `configuration`, `split`, `revision` and `column` are for `huggingface`. `fingerprint` pins the corpus: a neuron
+    that finds another one does not start; empty takes what is found (neurons still compare theirs with each other).
     `max_uids` and `pages_per_epoch` bound what one epoch can assign; `held_out_pages` are never assigned to anyone.
     """
 
-    source: Literal["stdlib", "text", "parquet", "jsonl"]
+    source: Literal["stdlib", "text", "parquet", "jsonl", "huggingface", "shards"]
     path: str = ""
     tokenizer: str
     sequence_length: int
@@ -53,6 +61,11 @@ class DataSpec:
     pages_per_epoch: int
     max_uids: int
     held_out_pages: int
+    configuration: str = ""
+    split: str = "train"
+    revision: str = ""
+    column: str = "text"
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         for name in ("sequence_length", "page_size", "pages_per_micro_batch", "pages_per_epoch", "max_uids"):
@@ -63,6 +76,20 @@ class DataSpec:
             "data.pages_per_epoch must be a multiple of data.pages_per_micro_batch",
         )
         _require(self.source == "stdlib" or bool(self.path), f"data.path is needed for the source '{self.source}'")
+        self._check_pins()
+
+    def _check_pins(self) -> None:
+        remote = self.source == "huggingface"
+        _require(
+            not remote or _is_hex(self.revision, 40),
+            "data.revision must be the full hash of a commit (40 hex digits): a branch or tag may move, and neurons "
+            "that start on different days would train on different text",
+        )
+        _require(not remote or self.path.count("/") == 1, "data.path must be a dataset repository: organisation/name")
+        _require(not remote or bool(self.split and self.column), "data.split and data.column must not be empty")
+        for name in ("configuration", "revision"):
+            _require(remote or not getattr(self, name), f"data.{name} is for the source 'huggingface' only")
+        _require(not self.fingerprint or _is_hex(self.fingerprint, 64), "data.fingerprint must be 64 hex digits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from distributed_training.averaging.peer import PeerConfig
 from distributed_training.averaging.state_transfer import StateServerConfig
+from distributed_training.data.remote import CorpusConfig
 from distributed_training.hub.build import HubConfig
 from template.chain.wallet import WalletConfig
 from template.chain.watch import ChainWatchConfig
@@ -91,9 +92,10 @@ class ValidatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HubToken:
-    """The credential for the model hub."""
+    """The credentials for the model hub and the corpus."""
 
     token: Secret | None = option("access token of the model hub; validators need one to publish", default=None)
+    data_token: Secret | None = option("access token for a dataset on the Hub that is not public", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ class Settings:
     dht: DhtConfig
     states: StatesConfig
     hub: HubConfig
+    corpus: CorpusConfig
     secret: HubToken
     telemetry: TelemetryConfig
     logging: LoggingConfig
@@ -133,6 +136,7 @@ SECTIONS: dict[str, type] = {
     "dht": DhtConfig,
     "states": StatesConfig,
     "hub": HubConfig,
+    "corpus": CorpusConfig,
     "secret": HubToken,
     "telemetry": TelemetryConfig,
     "logging": LoggingConfig,

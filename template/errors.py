@@ -15,6 +15,7 @@
     ├── DataError               the corpus
     │   ├── CorpusTooSmall      fewer pages than one epoch needs
     │   └── SourceUnavailable   pages cannot be read now
+    │       └── SourceBusy      they are being read; ask again
     ├── StateError              model and optimiser state
     │   ├── StateMismatch       the state hash is not the expected one
     │   └── CorruptState        the bytes are not a state of this run
@@ -98,6 +99,10 @@ class CorpusTooSmall(DataError):
 
 class SourceUnavailable(DataError):
     """Pages cannot be read now; nobody's score may change because of it."""
+
+
+class SourceBusy(SourceUnavailable):
+    """Pages are on their way: nothing is wrong yet, ask again."""
 
 
 class StateError(SubnetError):

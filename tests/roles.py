@@ -27,6 +27,7 @@ from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.composition import EngineFactory, honest_engine
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader, MicroBatch
+from distributed_training.data.remote import CorpusConfig
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.hub.hub import Hub
@@ -308,15 +309,16 @@ async def subnet(
     *,
     attached: bool = True,
     engines: Mapping[int, EngineFactory] | None = None,
+    corpus: CorpusConfig | None = None,
     **changes: Any,
 ) -> AsyncIterator[Subnet]:
     """Neurons that serve IsAlive and AllReduce, if `attached`. `engines` by uid; honest ones else.
 
-    `changes` to the run spec.
+    `changes` to the run spec; `corpus`: how it is read.
     """
     spec = run_spec(folder, **changes)
     chain = Chain(metagraph_of(validators + miners, range(validators)))
-    loader = build_loader(spec)
+    loader = build_loader(spec, config=corpus)
     net = Subnet(spec, chain, loader, folder, MemoryNetwork(), streams.MemoryNetwork(), {})
     async with AsyncExitStack() as stack:
         for uid in range(validators + miners):

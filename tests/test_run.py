@@ -37,7 +37,8 @@ def test_every_run_file_loads(path: Path) -> None:
 def test_values_are_those_of_the_file() -> None:
     """Numbers arrive as written; a whole number is a fine float."""
     run, table = load_run(NANO), tomllib.loads(TEXT)
-    assert dataclasses.asdict(run) == {**table, "data": {**table["data"], "path": ""}}
+    unsaid = {"path": "", "configuration": "", "split": "train", "revision": "", "column": "text", "fingerprint": ""}
+    assert dataclasses.asdict(run) == {**table, "data": {**unsaid, **table["data"]}}
     assert type(run.averaging.connect_seconds) is float
 
 
@@ -165,3 +166,21 @@ def test_specs_are_checked_however_they_are_made() -> None:
         dataclasses.replace(load_run(NANO).audit, records_per_miner=0)
     with pytest.raises(ConfigurationError, match=r"data\.page_size"):
         dataclasses.replace(load_run(NANO).data, page_size=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"revision": "main"}, r"data.revision must be the full hash of a commit"),
+        ({"revision": ""}, r"data.revision must be the full hash of a commit"),
+        ({"path": "fineweb"}, r"data.path must be a dataset repository: organisation/name"),
+        ({"split": ""}, r"data.split and data.column must not be empty"),
+        ({"fingerprint": "abc"}, r"data.fingerprint must be 64 hex digits"),
+        ({"source": "parquet"}, r"data.configuration is for the source 'huggingface' only"),
+    ],
+)
+def test_datasets_are_pinned(changes: dict[str, str], message: str) -> None:
+    """What could be another text tomorrow is refused today."""
+    data = load_run(ROOT / "runs" / "gpt2-fineweb.toml").data
+    with pytest.raises(ConfigurationError, match=message):
+        dataclasses.replace(data, **changes)

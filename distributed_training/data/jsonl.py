@@ -49,6 +49,9 @@ class JsonlSource:
         parts = self._paging.parts(*self._paging.limits(page))
         return tuple(piece for part in parts for piece in self._rows(*part))
 
+    def close(self) -> None:
+        return
+
     def _rows(self, part: int, first: int, end: int) -> list[Piece]:
         path, offsets = self._files[part]
         mark, skip = divmod(first, _LINES_PER_MARK)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from distributed_training.data.assignment import Assignment
-from distributed_training.data.source import Source
 from distributed_training.data.split import Split
-from distributed_training.data.tokenizer import Tokenizer, Tokens
+from distributed_training.data.tokenizer import Tokens, Vocabulary
+from distributed_training.data.tokens import TokenSource
 from distributed_training.run import DataSpec
 from template.errors import DataError
 
@@ -63,15 +63,19 @@ class Loader:
         CorpusTooSmall: the corpus has fewer pages than are held out and one epoch can assign.
     """
 
-    def __init__(self, spec: DataSpec, run_id: str, source: Source, tokenizer: Tokenizer) -> None:
+    def __init__(self, spec: DataSpec, run_id: str, source: TokenSource) -> None:
         self.spec = spec
         self.split = Split(source.pages, spec.held_out_pages)
         self.assignment = Assignment(run_id, self.split.train_pages, spec.max_uids, spec.pages_per_epoch)
-        self.tokenizer = tokenizer
         self.source = source
         self._cache: OrderedDict[int, Tokens] = OrderedDict()
         self._cached_tokens = 0
         self._lock = threading.Lock()
+
+    @property
+    def tokenizer(self) -> Vocabulary:
+        """What made the tokens."""
+        return self.source.tokenizer
 
     @property
     def fingerprint(self) -> str:
@@ -125,19 +129,17 @@ class Loader:
         pages, size = self.split.held_out_pages.tolist(), self.spec.pages_per_micro_batch
         return [self.batch(pages[i : i + size], i // size) for i in range(0, len(pages), size)]
 
+    def close(self) -> None:
+        """Give back what is open; whoever waits for a page gets SourceUnavailable."""
+        self.source.close()
+
     def _tokens(self, page: int) -> Tokens:
         """All tokens of a page with its end tokens, int64 [n]; kept for the next caller."""
         with self._lock:
             if page in self._cache:
                 self._cache.move_to_end(page)
                 return self._cache[page]
-        end = np.array([self.tokenizer.end], np.int64)
-        parts = []
-        for piece in self.source.read(page):
-            parts.append(self.tokenizer.encode(piece.text))
-            if piece.ends:
-                parts.append(end)
-        tokens = np.concatenate(parts)
+        tokens = self.source.tokens(page)
         self._keep(page, tokens)
         return tokens
 

@@ -47,6 +47,9 @@ class ParquetSource:
         parts = self._paging.parts(*self._paging.limits(page))
         return tuple(piece for part in parts for piece in self._rows(*part))
 
+    def close(self) -> None:
+        return
+
     def _rows(self, part: int, first: int, end: int) -> list[Piece]:
         path, group = self._groups[part]
         try:

@@ -48,6 +48,9 @@ class Source(Protocol):
             SourceUnavailable: it cannot be read now.
         """
 
+    def close(self) -> None:
+        """Give back what is open; whoever waits for a page gets SourceUnavailable."""
+
 
 class Paging:
     """Cuts parts (documents, row groups, files) that lie end to end into pages of `page_size` units."""
@@ -105,3 +108,6 @@ class MemorySource:
     def read(self, page: int) -> tuple[Piece, ...]:
         start, stop = self._paging.limits(page)
         return tuple(Piece(document, ends=True) for document in self._documents[start:stop])
+
+    def close(self) -> None:
+        return

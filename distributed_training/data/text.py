@@ -118,6 +118,9 @@ class TextSource:
             start, stop = self._character_start(start), self._character_start(stop)
         return tuple(self._piece(*part) for part in self._paging.parts(start, stop))
 
+    def close(self) -> None:
+        return
+
     def _piece(self, document: int, first: int, end: int) -> Piece:
         size = self._entries[document].size
         return Piece(self._bytes(document, first, min(end, size)), ends=end > size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,11 +19,11 @@ Tokens = npt.NDArray[np.int64]
 _PROBE = "The quick brown fox jumps over the lazy dog, 0123456789."
 
 
-class Tokenizer(Protocol):
-    """Turns a piece of text into ids below `vocab_size`. Thread-safe; the ids depend on the text alone.
+class Vocabulary(Protocol):
+    """What is known of ids without the tokenizer that made them: all are below `vocab_size`.
 
-    `end` is the id that stands between documents; `whole_characters` tells that a piece must not cut a UTF-8
-    character; `fingerprint` (64 hex digits) is the same for two tokenizers only if they give the same ids.
+    `end` is the id that stands between documents; `fingerprint` (64 hex digits) is the same for two tokenizers only if
+    they give the same ids.
     """
 
     @property
@@ -32,16 +33,30 @@ class Tokenizer(Protocol):
     def end(self) -> int: ...
 
     @property
-    def whole_characters(self) -> bool: ...
+    def fingerprint(self) -> str: ...
+
+
+class Tokenizer(Vocabulary, Protocol):
+    """Turns a piece of text into ids. Thread-safe; the ids depend on the text alone.
+
+    `whole_characters` tells that a piece must not cut a UTF-8 character.
+    """
 
     @property
-    def fingerprint(self) -> str: ...
+    def whole_characters(self) -> bool: ...
 
     def encode(self, text: bytes) -> Tokens:
         """Ids of UTF-8 `text`, int64 [n]; all of it, with no special tokens added.
 
         Raises:
             DataError: the text is not UTF-8 and the tokenizer needs characters.
+        """
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
+        """The ids of each text, as `encode` gives them; on several cores where there are some.
+
+        Raises:
+            DataError: a text is not UTF-8 and the tokenizer needs characters.
         """
 
     def decode(self, tokens: Tokens) -> str:
@@ -58,6 +73,9 @@ class ByteTokenizer:
 
     def encode(self, text: bytes) -> Tokens:
         return np.frombuffer(text, np.uint8).astype(np.int64)
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, tokens: Tokens) -> str:
         return bytes(int(token) for token in tokens if token < self.end).decode(errors="replace")
@@ -98,11 +116,15 @@ class HuggingFaceTokenizer:
         return len(known) > 1
 
     def encode(self, text: bytes) -> Tokens:
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[bytes]) -> list[Tokens]:
         try:
-            characters = text.decode()
+            characters = [text.decode() for text in texts]
         except UnicodeDecodeError as error:
             raise DataError(f"a piece of text is not UTF-8: {error}") from error
-        return np.array(self._backend.encode(characters, add_special_tokens=False).ids, np.int64)
+        found = self._backend.encode_batch_fast(characters, add_special_tokens=False)  # fast: without offsets
+        return [np.array(encoding.ids, np.int64) for encoding in found]
 
     def decode(self, tokens: Tokens) -> str:
         return self._backend.decode([int(token) for token in tokens], skip_special_tokens=True)

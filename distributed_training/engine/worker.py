@@ -22,7 +22,7 @@ from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
 from template.clock import Clock, SystemClock
-from template.errors import ConfigurationError, SourceUnavailable, StateError
+from template.errors import ConfigurationError, SourceBusy, SourceUnavailable, StateError
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
@@ -220,6 +220,8 @@ class TrainingWorker:
         work = self._engine.in_training
         try:
             batch = self._next_batch(work.epoch, work.next_number)
+        except SourceBusy:
+            return 0.0  # the source has waited a little itself; whoever asked for something comes first
         except SourceUnavailable as error:
             pause = self._config.retry_seconds
             self._emit(TrainingWaits(epoch=work.epoch, number=work.next_number, reason=str(error), retry_seconds=pause))

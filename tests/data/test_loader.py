@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from distributed_training.data.loader import IGNORED, Loader, MicroBatch, pack
 from distributed_training.data.source import MemorySource, Piece
 from distributed_training.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from distributed_training.data.tokens import Tokenized
 from distributed_training.run import DataSpec
 from template.errors import CorpusTooSmall, DataError, SourceUnavailable
 
@@ -34,7 +35,7 @@ DOCUMENTS = [f"document {i} " * (i % 5) for i in range(80)]
 
 
 def make(documents: Sequence[str] = DOCUMENTS, spec: DataSpec = SPEC) -> Loader:
-    return Loader(spec, "loader-0123456789ab", MemorySource(documents, spec.page_size), ByteTokenizer())
+    return Loader(spec, "loader-0123456789ab", Tokenized(MemorySource(documents, spec.page_size), ByteTokenizer()))
 
 
 def inputs_of(batch: MicroBatch, end: int) -> list[int]:
@@ -77,7 +78,7 @@ def test_all_pages_hold_all_tokens_once() -> None:
 def test_tokens_of_words_are_those_of_the_tokenizer(bpe: Backend) -> None:
     """With a tokenizer of words as well; a page is tokenized document by document."""
     tokenizer = HuggingFaceTokenizer(Backend.from_str(bpe.to_str()), "<|endoftext|>", "bpe")
-    loader = Loader(SPEC, "loader-0123456789ab", MemorySource(DOCUMENTS, 2), tokenizer)
+    loader = Loader(SPEC, "loader-0123456789ab", Tokenized(MemorySource(DOCUMENTS, 2), tokenizer))
     expected = [*bpe.encode(DOCUMENTS[8]).ids, tokenizer.end, *bpe.encode(DOCUMENTS[9]).ids]
     assert inputs_of(loader.batch([4]), tokenizer.end) == expected
 
@@ -178,7 +179,7 @@ class FlakySource(MemorySource):
 def test_outages_are_passed_on_and_end() -> None:
     """A page that cannot be read is no empty page, and is read again when it can be."""
     source = FlakySource(DOCUMENTS, 2)
-    loader = Loader(SPEC, "loader-0123456789ab", source, ByteTokenizer())
+    loader = Loader(SPEC, "loader-0123456789ab", Tokenized(source, ByteTokenizer()))
     source.broken.set()
     with pytest.raises(SourceUnavailable):
         loader.micro_batch(0, 0, 0)
@@ -189,7 +190,7 @@ def test_outages_are_passed_on_and_end() -> None:
 def test_cache_is_bounded() -> None:
     """Pages that come again are not read again, until the newer ones have taken their room."""
     source = FlakySource(["y" * 300_000] * 40, 1)
-    loader = Loader(replace(SPEC, page_size=1), "loader-0123456789ab", source, ByteTokenizer())
+    loader = Loader(replace(SPEC, page_size=1), "loader-0123456789ab", Tokenized(source, ByteTokenizer()))
     for page in (0, 0, 1, 0):
         loader.batch([page])
     assert source.reads == 2
@@ -205,7 +206,7 @@ def test_fingerprint_covers_corpus_and_tokenizer(bpe: Backend) -> None:
     prints = {
         make().fingerprint,
         make([*DOCUMENTS, "more"]).fingerprint,
-        Loader(SPEC, "loader-0123456789ab", MemorySource(DOCUMENTS, 2), tokenizer).fingerprint,
+        Loader(SPEC, "loader-0123456789ab", Tokenized(MemorySource(DOCUMENTS, 2), tokenizer)).fingerprint,
     }
     assert len(prints) == 3
     assert make().fingerprint in prints

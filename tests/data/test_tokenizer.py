@@ -129,3 +129,16 @@ def test_bytes_that_are_not_text_are_refused(bpe: Backend) -> None:
     """A tokenizer of characters cannot read half a character."""
     with pytest.raises(DataError, match="not UTF-8"):
         HuggingFaceTokenizer(Backend.from_str(bpe.to_str()), END, "bpe").encode("é".encode()[:1])
+
+
+def test_many_texts_are_as_one_by_one(bpe: Backend, documents: list[str]) -> None:
+    """On whatever number of cores; text that is not UTF-8 is told among others, too."""
+    texts = [document.encode() for document in documents]
+    for tokenizer in (HuggingFaceTokenizer(Backend.from_str(bpe.to_str()), "<|endoftext|>", "bpe"), ByteTokenizer()):
+        found = tokenizer.encode_many(texts)
+        assert [tokens.tolist() for tokens in found] == [tokenizer.encode(text).tolist() for text in texts]
+    expected = [bpe.encode(document).ids for document in documents]
+    words = HuggingFaceTokenizer(Backend.from_str(bpe.to_str()), "<|endoftext|>", "bpe")
+    assert [tokens.tolist() for tokens in words.encode_many(texts)] == expected
+    with pytest.raises(DataError, match="not UTF-8"):
+        words.encode_many([b"fine", b"\xff"])

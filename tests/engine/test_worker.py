@@ -16,7 +16,7 @@ from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import NextBatch, TrainingWorker, WorkerConfig
 from distributed_training.model.layout import Vector
 from distributed_training.run import ModelSpec
-from template.errors import ConfigurationError, CorruptState, SourceUnavailable, StateError
+from template.errors import ConfigurationError, CorruptState, SourceBusy, SourceUnavailable, StateError
 from template.telemetry import MemorySink, Telemetry
 from tests.engine.tiny import VOCAB, batch, spec
 
@@ -246,3 +246,22 @@ async def test_the_event_loop_answers_while_the_model_trains() -> None:
         await writer.wait_closed()
     assert engine.samples >= 5 * 64
     assert sorted(latencies)[197] < 0.1
+
+
+async def test_a_batch_on_its_way_is_no_outage() -> None:
+    """While it is being read the thread answers and says nothing; training goes on as soon as it is there."""
+    sink, there = MemorySink(), threading.Event()
+
+    def slow(epoch: int, number: int) -> MicroBatch | None:
+        if not there.wait(0.01):
+            raise SourceBusy("being read")
+        return three_an_epoch(epoch, number)
+
+    async with worker(slow, telemetry=Telemetry([sink])) as running:
+        await running.resume()
+        for _ in range(5):
+            assert (await running.run(lambda engine: engine.samples)) == 0
+        there.set()
+        engine = await running.run(lambda engine: engine)
+        await until(lambda: engine.samples == 12)
+    assert {record["kind"] for record in sink.records} == {"MicroBatchTrained"}

@@ -188,7 +188,7 @@ async def test_a_corpus_that_cannot_be_read_changes_nobody_s_score(
         def unavailable(page: int) -> object:
             raise SourceUnavailable("the disk is away")
 
-        monkeypatch.setattr(at.net.loader.source, "read", unavailable)
+        monkeypatch.setattr(at.net.loader.source, "tokens", unavailable)
         at.net.loader._cache.clear()
         evidence = await at.examine()
         assert all("the disk is away" in item.unobserved for item in evidence.values())
