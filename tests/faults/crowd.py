@@ -134,8 +134,14 @@ class MemberProcess:
         await self._tell(order.as_json())
 
     async def hear(self, round_id: str, heard: Heard) -> None:
-        """Wait for its word on a round; forever, if it has none any more."""
+        """Wait for its word on a round; the caller bounds it.
+
+        Raises:
+            RuntimeError: the process has ended without it.
+        """
         while not self.take(round_id, heard):
+            if self._listening is None or self._listening.done():
+                raise RuntimeError(f"member {self.uid} ended before its round did: see what it wrote")
             self._changed.clear()
             await self._changed.wait()
 
@@ -182,6 +188,7 @@ class MemberProcess:
             self._said.append(said)
             del self._said[:-8]
             self._changed.set()
+        asyncio.get_running_loop().call_soon(self._changed.set)  # when this task has ended
 
 
 class Crowd:

@@ -135,18 +135,18 @@ def _in_connect(saboteur: Saboteur) -> None:
 def _in_exchange(saboteur: Saboteur) -> None:
     send_chunk, send_part = Exchange._send_chunk, Exchange._send_part
 
-    def sending(self: Exchange, link: Link, lane: Lane, data: bytes | memoryview) -> None:
+    def sending(self: Exchange, link: Link, lane: Lane, data: bytes | memoryview, values: int) -> None:
         saboteur.before_chunk(len(data), lambda: self._board.closed)
         if saboteur.is_("long"):
             saboteur.tell()
             data = bytes(data) + bytes(4)
-        send_chunk(self, link, lane, data)
+        send_chunk(self, link, lane, data, values)
 
     def sending_part(self: Exchange, link: Link, lane: Lane) -> None:
         send_part(self, link, lane)
         if saboteur.is_("much"):
             saboteur.tell()
-            send_chunk(self, link, lane, bytes(4000))
+            send_chunk(self, link, lane, bytes(4000), 1000)
 
     Exchange._send_chunk, Exchange._send_part = sending, sending_part  # type: ignore[method-assign]
 
