@@ -90,7 +90,7 @@ async def test_a_miner_keeps_its_work_and_goes_on(tmp_path: Path, server: S3Serv
             await until(lambda: [r for r in sink.records if r["kind"] == "TrainingWaits"])
             done = (await worker.run(lambda engine: engine.work)).records
             assert done == expected[:2]
-            assert (await worker.contribution()).samples == sum(record.samples for record in done)
+            assert (await worker.set_aside()).samples == sum(record.samples for record in done)
             server.heal()
             await until(lambda: len(engine.records) == 8)
     assert engine.records == expected

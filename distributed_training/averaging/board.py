@@ -172,9 +172,13 @@ class Board:
 
     def settled(self) -> bool:
         """Whether every suspect has explained itself and everybody accused was tried by all who can, ourselves too."""
-        return all(self.links[uid].gave_up for uid in self.suspects) and not any(
+        return self.explained() and not any(
             self._untried(accusation) for accusations in self.accusations().values() for accusation in accusations
         )
+
+    def explained(self) -> bool:
+        """Whether every suspect has said why it left."""
+        return all(self.links[uid].gave_up for uid in self.suspects)
 
     def _untried(self, accusation: Failure) -> bool:
         link = self.links.get(accusation.uid)  # None: we are accused ourselves

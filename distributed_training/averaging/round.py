@@ -47,17 +47,19 @@ PROTOCOL = "dt-round/2"
 class RoundConfig:
     """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails.
 
+    Who was lost in CONNECT is asked again for up to `ask_seconds`: a busy machine may need that to answer.
     A direct connection may take `direct_seconds` and at most `direct_share` of CONNECT; libp2p takes over then.
     """
 
     retry_seconds: float = 0.2
     settle_seconds: float = 0.5
+    ask_seconds: float = 1.5
     direct_seconds: float = 2.0
     direct_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if min(self.retry_seconds, self.settle_seconds, self.direct_seconds) <= 0:
-            raise AveragingError("retry_seconds, settle_seconds and direct_seconds must be positive")
+        if min(self.retry_seconds, self.settle_seconds, self.ask_seconds, self.direct_seconds) <= 0:
+            raise AveragingError("retry_seconds, settle_seconds, ask_seconds and direct_seconds must be positive")
         if not 0 < self.direct_share < 1:
             raise AveragingError("direct_share must lie in (0, 1)")
 
@@ -194,9 +196,12 @@ class Round:
         self.followed = self._board.give_up()
         failures, suspicions = tuple(self._board.failures.values()), self._board.suspicions()
         ballots = self._cast(Vote(average_hash=None, failures=failures, suspicions=suspicions, followed=self.followed))
-        settled = time.monotonic() + self._config.settle_seconds
+        now = time.monotonic()
         moving = self._board.state is RoundState.EXCHANGE
+        settled = now + self._config.settle_seconds
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
+        if not moving:
+            await self._board.until(self._board.explained, min(now + self._config.ask_seconds, deadline), _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
             self._name_the_late(all_heard=True)
         self._board.name_unexplained()

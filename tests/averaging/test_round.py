@@ -256,7 +256,7 @@ async def test_more_than_its_part_is_named_and_does_no_harm(monkeypatch: pytest.
     def more(self: exchange.Exchange, link: Link, lane: Lane) -> None:
         send(self, link, lane)
         if self._uid == 0:  # the lightest one: its vote is not needed
-            self._send_chunk(link, lane, bytes(100))
+            self._send_chunk(link, lane, bytes(100), 25)
 
     monkeypatch.setattr(exchange.Exchange, "_send_part", more)
     async with memory_group(3) as (group, _):
