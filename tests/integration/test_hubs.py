@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -21,6 +23,7 @@ from tests.servers.s3 import S3Server
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(560)]
 
 TOKEN, KEY, KEY_SECRET = "hf_writerwriterwriter", "AKIAWRITERWRITERWRIT", "secretsecretsecretsecretsecretsecretsecr"
+BUCKET_KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY_SECRET}
 EPOCHS = 3
 WORDS = [
     "the",
@@ -121,19 +124,58 @@ def test_models_on_a_hugging_face_hub_load_by_their_tag(run: Path, tmp_path: Pat
             assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
 
 
-def test_models_in_a_bucket_load_from_a_copy(run: Path, tmp_path: Path) -> None:
-    """Read without credentials, as anybody would: the files of the last epoch, and their recorded loss."""
-    with S3Server(keys={KEY: "write"}) as server:
-        secrets = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY_SECRET}
-        localnet(run, tmp_path / "net", "s3://models/org/tiny", server.url, secrets)
-        base = f"{server.url}/models/org/tiny"
-        assert httpx.get(f"{base}/releases/index.json").json()["epochs"][-EPOCHS:] == list(range(1, EPOCHS + 1))
-        recorded = httpx.get(f"{base}/releases/{EPOCHS}.json").json()
-        (tmp_path / "copy").mkdir()
-        prefix = f"org/tiny/models/{EPOCHS}/"
-        for key in server.objects():
-            if key.startswith(prefix):
-                answer = httpx.get(f"{server.url}/models/{key}")
-                (tmp_path / "copy" / key.rpartition("/")[2]).write_bytes(answer.content)
-        found = loss_of(str(tmp_path / "copy"), "", run, {})
-        assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
+@pytest.fixture
+def bucket() -> Iterator[S3Server]:
+    """A bucket for the corpus and one for the models: anybody may read, one key may write, nobody may list."""
+    with S3Server(keys={KEY: "write"}, buckets=("corpus", "models"), listing=False) as server:
+        yield server
+
+
+def shards_of(run: Path, server: S3Server) -> Path:
+    """The corpus of `run` built into shards in the bucket, by the command; the run that reads them without any key."""
+    command = [sys.executable, "-m", "distributed_training.data.build_shards", "--run", str(run), "--workers", "1"]
+    command += ["--to", "s3://corpus/tiny", "--endpoint", server.url, "--shard_tokens", "262144"]
+    command += ["--block_tokens", "512"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **BUCKET_KEYS}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any(secret in done.stdout + done.stderr for secret in (KEY, KEY_SECRET))
+    printed = re.search(r'fingerprint = "([0-9a-f]{64})"', done.stdout)
+    assert printed
+    data = f'source = "shards"\npath = "{server.url}/corpus/tiny"\nfingerprint = "{printed[1]}"'
+    text, changed = re.subn(r'source = "parquet"\npath = ".*"', data, run.read_text())
+    text, resized = re.subn(r"page_size = 1$", "page_size = 256", text, flags=re.MULTILINE)
+    assert (changed, resized) == (1, 1)
+    file = run.with_name("shards.toml")
+    file.write_text(text)
+    return file
+
+
+def test_shards_and_models_in_buckets(run: Path, tmp_path: Path, bucket: S3Server) -> None:
+    """A corpus of shards and the hub, both in S3: a subnet trains on the one and publishes to the other. The corpus is
+    read without credentials, in ranges; and the last model too, by anybody: it gives the recorded loss."""
+    shards = shards_of(run, bucket)
+    names = {key.rpartition("/")[2] for key in bucket.objects("corpus")}
+    assert {"manifest.json", "00000.bin", "00001.bin"} <= names
+    built = len(bucket.requests)
+    localnet(shards, tmp_path / "net", "s3://models/org/tiny", bucket.url, BUCKET_KEYS)
+    reads = [request for request in bucket.requests[built:] if request.path.startswith("/corpus/")]
+    assert {(request.method, request.token) for request in reads} == {("GET", None)}
+    assert all(request.headers["range"] for request in reads if request.path.endswith(".bin"))
+    assert any(request.path.endswith(".bin") for request in reads)
+    base = f"{bucket.url}/models/org/tiny"
+    assert httpx.get(f"{base}/releases/index.json").json()["epochs"][-EPOCHS:] == list(range(1, EPOCHS + 1))
+    recorded = httpx.get(f"{base}/releases/{EPOCHS}.json").json()
+    found = loss_of(str(copy_of(bucket, f"org/tiny/models/{EPOCHS}/", tmp_path / "copy")), "", shards, {})
+    assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
+
+
+def copy_of(server: S3Server, prefix: str, folder: Path) -> Path:
+    """The files below `prefix`, downloaded without credentials."""
+    folder.mkdir()
+    for key in server.objects():
+        if key.startswith(prefix):
+            answer = httpx.get(f"{server.url}/models/{key}").raise_for_status()
+            (folder / key.removeprefix(prefix)).write_bytes(answer.content)
+    return folder
