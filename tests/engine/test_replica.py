@@ -40,7 +40,8 @@ def test_a_long_micro_batch_goes_through_in_slices(samples_at_once: int) -> None
     """The same loss and gradient as in one piece, with no more logits at a time than allowed, though one sample's
     labels do not count at all."""
     whole, sliced = Replica(spec(), VOCAB), Replica(spec(), VOCAB, logits=samples_at_once * LENGTH * VOCAB)
-    example, seen = batch(3, samples=7), []
+    example = batch(3, samples=7)
+    seen: list[int] = []
     example.labels[2] = -100
     sliced.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output.logits)))
     (loss, gradient), (other, again) = whole.gradient(example), sliced.gradient(example)

@@ -255,6 +255,7 @@ def production(folder: Path, commit: str, tokenizer: Path) -> Path:
         r"page_size = 256 .*": "page_size = 1",
         r"pages_per_micro_batch = 2 .*": "pages_per_micro_batch = 1",
         r"held_out_pages = 16": "held_out_pages = 4",
+        r"target_samples = 64": "target_samples = 256",
         r"max_blocks = 10": "max_blocks = 30",
         r"fallback_blocks = 15": "fallback_blocks = 0",
         r"(connect|exchange|commit|answer)_seconds = .*": r"\1_seconds = 30",  # a micro-batch in work ends first
@@ -286,12 +287,17 @@ def test_the_production_path_on_real_text(gpt2: Path, tmp_path: Path, xet: bool)
         library = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url}
         library |= {"HF_HUB_DISABLE_XET": "0" if xet else "1"}
         localnet(file, tmp_path / "net", "hf://org/gpt2", server.url, {"DT_SECRET_TOKEN": TOKEN, **library}, 1)
-        repository, losses = server.repositories["org/gpt2"], []
+        repository = server.repositories["org/gpt2"]
+        losses: list[float] = []
+        sizes: list[int] = []
         rows, length = json.dumps(held_out_rows(file)), str(load_run(file).data.sequence_length)
         for epoch in range(1, EPOCHS + 1):
             tree = repository.commits[repository.tags[str(epoch)]].tree
-            losses.append(json.loads(tree["release.json"].content)["held_out_loss"])
+            recorded = json.loads(tree["release.json"].content)
+            losses.append(recorded["held_out_loss"])
+            sizes.append(len(recorded["participants"]))
             assert json.loads(tree["config.json"].content)["vocab_size"] == 50257
             program = [PLAIN, "org/gpt2", str(epoch), str(FOLDERS[0]), str(gpt2), rows, length]
             assert last_number(program, library) == pytest.approx(losses[-1], abs=1e-4)
         assert losses == sorted(losses, reverse=True)
+        assert max(sizes) == 2
