@@ -21,14 +21,23 @@ from distributed_training.model.layout import Layout, Vector, ordered_parameters
 from distributed_training.run import RunSpec
 from template.errors import DataError, StateError
 
+LOGITS = 1 << 28  # 1 GiB of float32, held some four times at once; 5 samples of 1024 tokens with GPT-2's vocabulary
+
 
 class Replica:
-    """A model, and a flat gradient buffer that the parameters' gradients are views of."""
+    """A model, and a flat gradient buffer that the parameters' gradients are views of.
 
-    def __init__(self, spec: RunSpec, vocab_size: int, device: str | torch.device = "cpu") -> None:
+    A page of documents can be of any length, so a micro-batch goes through the model in slices of at most `logits`
+    values (at least one sample): memory is bounded by them, not by the longest document of the corpus.
+    """
+
+    def __init__(
+        self, spec: RunSpec, vocab_size: int, device: str | torch.device = "cpu", *, logits: int = LOGITS
+    ) -> None:
         """Builds the initial model of the run on `device`; raises ConfigurationError for an impossible one."""
         self._device = torch.device(device)
         self._vocab_size = vocab_size
+        self._logits = logits
         self._precision = spec.precision
         module = build(spec.model, vocab_size, spec.data.sequence_length, spec.seed)
         self.module = module.to(self._device).train()  # there is no dropout to switch on
@@ -59,10 +68,12 @@ class Replica:
         """
         inputs, labels = self._tensors(batch)
         self._gradient.zero_()
-        total = self._summed_loss(inputs, labels)
-        loss = total / (labels != IGNORED).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        value = float(loss.detach())
+        count, losses = (labels != IGNORED).sum(), []
+        for part in self._slices(inputs, labels):
+            loss = self._summed_loss(*part) / count
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            losses.append(loss.detach())
+        value = float(torch.stack(losses).sum())
         if not math.isfinite(value) or not bool(torch.isfinite(self._gradient).all()):
             raise StateError(f"micro-batch {batch.number}: loss or gradient is not finite")
         return value, self._gradient
@@ -77,11 +88,16 @@ class Replica:
         with torch.no_grad():
             for batch in batches:
                 inputs, labels = self._tensors(batch)
-                total += float(self._summed_loss(inputs, labels))
+                total += sum(float(self._summed_loss(*part)) for part in self._slices(inputs, labels))
                 count += int((labels != IGNORED).sum())
         if not count:
             raise DataError("no labels to compute a loss of")
         return total / count
+
+    def _slices(self, inputs: torch.Tensor, labels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The samples, so many at a time as the logits may take memory; the same for miner and auditor."""
+        samples = max(1, self._logits // (inputs.shape[1] * self._vocab_size))
+        return zip(torch.split(inputs, samples), torch.split(labels, samples), strict=True)
 
     def _summed_loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with self._numerics():

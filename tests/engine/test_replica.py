@@ -35,6 +35,22 @@ def test_against_plain_pytorch(family: ModelSpec, ignored: int) -> None:
     assert torch.linalg.norm(gradient - flat) < 1e-5 * torch.linalg.norm(flat)
 
 
+@pytest.mark.parametrize("samples_at_once", [0, 1, 3, 7])
+def test_a_long_micro_batch_goes_through_in_slices(samples_at_once: int) -> None:
+    """The same loss and gradient as in one piece, with no more logits at a time than allowed, though one sample's
+    labels do not count at all."""
+    whole, sliced = Replica(spec(), VOCAB), Replica(spec(), VOCAB, logits=samples_at_once * LENGTH * VOCAB)
+    example = batch(3, samples=7)
+    seen: list[int] = []
+    example.labels[2] = -100
+    sliced.module.register_forward_hook(lambda module, inputs, output: seen.append(len(output.logits)))
+    (loss, gradient), (other, again) = whole.gradient(example), sliced.gradient(example)
+    assert max(seen) == max(1, samples_at_once)
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert torch.linalg.norm(gradient - again) < 1e-6 * torch.linalg.norm(gradient)
+    assert sliced.mean_loss([example]) == pytest.approx(whole.mean_loss([example]), rel=1e-6)
+
+
 def test_labels_are_not_shifted_again() -> None:
     """The token at position t is scored against labels[t]: transformers' own loss would look one further."""
     replica = Replica(spec(), VOCAB)

