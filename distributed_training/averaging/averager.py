@@ -23,7 +23,6 @@ from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.round import PROTOCOL, Round, RoundConfig
 from distributed_training.averaging.streams import Stream, Transport
-from distributed_training.protocol import Failure
 from template.errors import AveragingError
 from template.telemetry import Event, Telemetry
 
@@ -134,13 +133,13 @@ class Averager:
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
             begun.set()
-        failures: tuple[Failure, ...] = ()
+        why = Answer(code="ended")  # an error of our own: nobody else's fault
         try:
             result = await round_.run()
-            failures = result.outcome.failures
+            why = round_.why()
         finally:
             del self._rounds[plan.round_id]
-            self._remember(plan.round_id, Answer(code="ended", failures=failures, followed=round_.followed))
+            self._remember(plan.round_id, why)
         return result
 
     def _require_ours(self, plan: RoundPlan) -> None:

@@ -51,6 +51,7 @@ class Answer(Message):
 
     code: Literal["ready", "busy", "ended", "unknown", "stranger", "other plan"]
     failures: Failures = ()
+    suspicions: Failures = ()
     followed: Uids = ()
     direct: DirectOffer | None = None
 

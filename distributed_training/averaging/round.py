@@ -82,7 +82,8 @@ class Round:
         self.plan = plan
         self._digest = plan.digest()
         self._hurried = False  # our EXCHANGE may end while others give up in CONNECT
-        self.followed: tuple[int, ...] = ()  # who had given the round up when we did
+        self._followed: tuple[int, ...] = ()  # who had given the round up when we did
+        self._suspicions: tuple[Failure, ...] = ()  # and whom we suspected then
         self._uid = uid
         self._transport = transport
         self._direct = direct
@@ -130,6 +131,11 @@ class Round:
             await asyncio.wait({task})
         finally:
             task.cancel()
+
+    def why(self) -> Answer:
+        """For who asks after we gave the round up: what we saw, whom we suspect, whom we followed."""
+        failures = tuple(self._board.failures.values())
+        return Answer(code="ended", failures=failures, suspicions=self._suspicions, followed=self._followed)
 
     # The states
 
@@ -193,9 +199,11 @@ class Round:
         if time.monotonic() >= deadline:
             self._name_the_late()
         self._board.name_the_mute()
-        self.followed = self._board.give_up()
-        failures, suspicions = tuple(self._board.failures.values()), self._board.suspicions()
-        ballots = self._cast(Vote(average_hash=None, failures=failures, suspicions=suspicions, followed=self.followed))
+        self._followed = self._board.give_up()
+        self._suspicions = self._board.suspicions()
+        why = self.why()
+        vote = Vote(average_hash=None, failures=why.failures, suspicions=why.suspicions, followed=why.followed)
+        ballots = self._cast(vote)
         now = time.monotonic()
         moving = self._board.state is RoundState.EXCHANGE
         settled = now + self._config.settle_seconds
@@ -342,7 +350,8 @@ class Round:
             if code != "ready":
                 stream.abort()
         if code == "ended":
-            why = Vote(average_hash=None, failures=answer.failures, followed=answer.followed)
+            seen, suspected, followed = answer.failures, answer.suspicions, answer.followed
+            why = Vote(average_hash=None, failures=seen, suspicions=suspected, followed=followed)
             self._board.hear(link.member.uid, why)
             return None
         if code == "busy":
@@ -372,8 +381,7 @@ class Round:
 
     async def _accept_control(self, link: Link, stream: Stream, hello: Hello) -> None:
         if self._board.given_up:  # who could not be told before comes and asks
-            why = Answer(code="ended", failures=tuple(self._board.failures.values()), followed=self.followed)
-            await _answered(stream, why)
+            await _answered(stream, self.why())
             return
         if link.greeting is not None:
             if self._board.state is not RoundState.CONNECT:
