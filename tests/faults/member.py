@@ -111,7 +111,7 @@ def _dying_of_bugs() -> Iterator[None]:
     """End the process at once: the loop's own end would wait for the thread that reads the next order."""
     try:
         yield
-    except Exception:
+    except Exception:  # noqa: BLE001 - written out, and the end of this process
         traceback.print_exc()
         os._exit(1)
 
