@@ -180,7 +180,7 @@ class Averager:
         try:
             async with asyncio.timeout(limits.hello_seconds):
                 hello = await read_message(stream, Hello, MAX_HELLO)
-            place = await self._place(stream.peer_id, hello)
+            place = await self._place(stream, hello)
             if isinstance(place, Round):
                 return place, hello
             self._refused(stream.peer_id, place.code)
@@ -191,32 +191,36 @@ class Averager:
             self._refused(stream.peer_id, f"lost: {error}")
         return None
 
-    async def _place(self, peer_id: str, hello: Hello) -> Round | Answer:
+    async def _place(self, stream: Stream, hello: Hello) -> Round | Answer:
         """The round that a stream belongs to, waiting for it to begin, or why there is none."""
         if hello.run_id != self._run_id:
             return Answer(code="unknown")
         if hello.round_id not in self._rounds and hello.round_id not in self._ended:
             if hello.kind != "control":  # its opener has no "ready" of ours, so it has no business here
                 return Answer(code="unknown")
-            if not await self._wait_for(hello.round_id):
+            if not await self._wait_for(hello.round_id, stream):
                 return Answer(code="busy")
         round_ = self._rounds.get(hello.round_id)
         if round_ is None:
             return self._ended.get(hello.round_id, Answer(code="ended"))
-        in_group = any(m.uid == hello.uid and m.peer_id == peer_id for m in round_.plan.members)
+        in_group = any(m.uid == hello.uid and m.peer_id == stream.peer_id for m in round_.plan.members)
         return round_ if in_group else Answer(code="stranger")
 
-    async def _wait_for(self, round_id: str) -> bool:
-        """Wait in the lobby for a round to begin here; False if it does not."""
+    async def _wait_for(self, round_id: str, stream: Stream) -> bool:
+        """Wait in the lobby for a round to begin here; False if it does not, or if the stream ends before.
+
+        Its opener is silent until it is answered. Who has left must not keep the place that it needs when it comes again.
+        """
         begun = asyncio.Event()
         self._lobby.setdefault(round_id, set()).add(begun)
+        waits = (asyncio.create_task(begun.wait()), asyncio.create_task(stream.read(1)))
         try:
-            async with asyncio.timeout(self._config.lobby.seconds):
-                await begun.wait()
-            return True
-        except TimeoutError:
-            return False
+            await asyncio.wait(waits, timeout=self._config.lobby.seconds, return_when=asyncio.FIRST_COMPLETED)
+            return begun.is_set() and not waits[1].done()
         finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
             waiting = self._lobby.get(round_id, set())
             waiting.discard(begun)
             if not waiting:
