@@ -209,7 +209,7 @@ class Averager:
     async def _wait_for(self, round_id: str, stream: Stream) -> bool:
         """Wait in the lobby for a round to begin here; False if it does not, or if the stream ends before.
 
-        Its opener is silent until it is answered. Who has left must not keep the place that it needs when it comes again.
+        Its opener is silent until it is answered. Who left must not keep the place that it needs when it comes again.
         """
         begun = asyncio.Event()
         self._lobby.setdefault(round_id, set()).add(begun)

@@ -40,6 +40,7 @@ from distributed_training.averaging.traffic import Effort
 from template.errors import AveragingError
 
 PIECE = FRAME  # bytes that are looked at, and hashed, at once
+SURPLUS = 1 << 16  # bytes that are read, and dropped, at once
 
 Opener = Callable[[Link], Coroutine[Any, Any, Stream | None]]
 Take = Callable[[memoryview], None]
@@ -233,7 +234,7 @@ class Exchange:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._take_part(self._reducer, link, lane))
                 both.create_task(self._give_average(self._reducer, link, stream, lane))
-            if await stream.read(1):  # the opener closes first, when it has everything; the round's end bounds this
+            while await stream.read(SURPLUS):  # until the opener, who has everything then, or the round's end closes it
                 self._board.note(uid, "sender", "more than its part")
         except* AveragingError as lost:
             self._lost(link, lost.exceptions[0])
