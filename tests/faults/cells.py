@@ -23,7 +23,7 @@ from tests.faults.sabotage import Kind, Sabotage
 
 Plane = Literal["direct", "libp2p"]
 Ends = Literal["DONE", "ABORTED"]
-Witnesses = Literal["all", "most", "some", "any", "nobody"]  # how many of the honest members must name the culprit
+Witnesses = Literal["all", "some", "any", "nobody"]  # how many of the honest members must name the culprit
 
 SIZE = 2_000_000
 DEADLINES = StateDeadlines(connect=4.0, exchange=5.0, commit=3.0)
@@ -113,8 +113,7 @@ def _judge(row: Row, watch: Watch, heard: Heard, margin: float) -> None:
     for uid, report in sorted(reports.items()):
         _judge_one(row, watch, uid, report)
     named = [bool(report.named) for report in reports.values()]
-    most = 2 * sum(named) > len(named)  # what the leader needs to leave the culprit out
-    enough = {"all": all(named), "most": most, "some": any(named), "any": True, "nobody": not any(named)}
+    enough = {"all": all(named), "some": any(named), "any": True, "nobody": not any(named)}
     row.require(enough[watch.witnesses], f"named by {sum(named)} of {len(named)}")
     if watch.ends == "ABORTED":
         _judge_next_group(row, watch, reports)
@@ -136,7 +135,7 @@ def _judge_next_group(row: Row, watch: Watch, reports: Mapping[int, Report]) -> 
     suspects = frozenset().union(*watch.names.values())
     honest = set(watch.honest) - suspects
     row.require(honest <= group, f"the leader would go on with {sorted(group)}")
-    if watch.witnesses in ("all", "most") and honest:
+    if watch.witnesses == "all" and honest:
         row.require(not suspects & group, f"the leader would go on with {sorted(group)}")
 
 
@@ -238,7 +237,7 @@ def _misdeed(
     *,
     plane: Plane = "direct",
     ends: Ends = "ABORTED",
-    witnesses: Witnesses = "most",
+    witnesses: Witnesses = "all",
 ) -> Cell:
     """A process that lives and does wrong in EXCHANGE."""
     sabotage = Sabotage(kind=kind, seconds=seconds)

@@ -31,6 +31,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
 @pytest.mark.parametrize(
     "name",
     [
+        "SIGKILL CONNECT reducer direct",
         "SIGKILL EXCHANGE reducer direct",
         "SIGKILL EXCHANGE sender libp2p",
         "SIGSTOP EXCHANGE reducer libp2p",
@@ -38,6 +39,9 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
         "SIGSTOP COMMIT sender direct",
         "sends NaN EXCHANGE sender direct",
         "wrong size CONNECT direct",
+        "wrong group: other members CONNECT direct",
+        "two leaders, torn CONNECT direct",
+        "partition CONNECT direct",
     ],
 )
 async def test_a_cell_keeps_its_promise(crowd: Crowd, name: str) -> None:
