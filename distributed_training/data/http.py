@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import httpx
 
-from distributed_training.data.store import Absent, NotNow
-from distributed_training.hub.retry import retry_after
+from distributed_training.data.store import Absent
+from distributed_training.services.retry import Transient, is_transient, retry_after
 from template.clock import Clock, SystemClock
 from template.config import Secret
 from template.errors import ConfigurationError, SourceUnavailable
 
-_TRANSIENT = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _CONNECTIONS = 16
 
@@ -65,7 +64,7 @@ class HttpStore:
     def read(self, name: str, start: int, stop: int) -> bytes:
         data, _ = self._get(name, f"bytes={start}-{stop - 1}", stop - start)
         if len(data) != stop - start:
-            raise NotNow(f"{name} broke off after {len(data)} of {stop - start} bytes")
+            raise Transient(f"{name} broke off after {len(data)} of {stop - start} bytes")
         return data
 
     def tail(self, name: str, count: int) -> tuple[bytes, int]:
@@ -74,7 +73,7 @@ class HttpStore:
     def whole(self, name: str, limit: int) -> bytes:
         data, size = self._get(name, None, limit)
         if len(data) != size:
-            raise NotNow(f"{name} broke off after {len(data)} of {size} bytes")
+            raise Transient(f"{name} broke off after {len(data)} of {size} bytes")
         return data
 
     def close(self) -> None:
@@ -94,12 +93,12 @@ class HttpStore:
         except httpx.InvalidURL as error:
             raise ConfigurationError(f"data.path: {self._base} is no address: {error}") from error
         except httpx.HTTPError as error:
-            raise NotNow(self._scrub(f"{type(error).__name__}: {error}")) from None
+            raise Transient(self._scrub(f"{type(error).__name__}: {error}")) from None
 
     def _require_success(self, response: httpx.Response, name: str, asked: str | None) -> None:
         status = response.status_code
-        if status in _TRANSIENT or status >= 500:
-            raise NotNow(f"HTTP {status} for {name}", retry_after(response.headers, self._clock.time()))
+        if is_transient(status):
+            raise Transient(f"HTTP {status} for {name}", retry_after(response.headers, self._clock.time()))
         if status != (206 if asked else 200):
             hint = "the server does not serve ranges" if status == 200 else "check the address, or its right to be read"
             kind = Absent if status == 404 else SourceUnavailable
@@ -112,7 +111,7 @@ class HttpStore:
             if len(content) > limit:
                 raise SourceUnavailable(f"{self._base}/{name} is larger than the {limit} bytes it may have")
             if self._clock.monotonic() > deadline:
-                raise NotNow(f"{name} took longer than {self._timeouts.answer:g} s")
+                raise Transient(f"{name} took longer than {self._timeouts.answer:g} s")
         return bytes(content)
 
     def _scrub(self, text: str) -> str:

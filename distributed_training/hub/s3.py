@@ -40,8 +40,8 @@ from distributed_training.hub.hub import (
     release_of,
     settle,
 )
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.hub.s3_client import Absent, Denied, S3Address, S3Client
+from distributed_training.services.retry import RetryPolicy
 from template.clock import Clock
 from template.errors import HubError, HubUnavailable, NotPublished
 from template.telemetry import Telemetry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
 import threading
 import time
@@ -20,8 +21,8 @@ from distributed_training.data.remote import CorpusConfig, open_address, open_sh
 from distributed_training.data.s3 import S3Store
 from distributed_training.data.shards import MANIFEST, ShardSource
 from distributed_training.data.store import Absent, FolderStore, Patience, Patient, Shelf, Store
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.run import DataSpec
+from distributed_training.services.retry import RetryPolicy
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 from template.telemetry import MemorySink, Telemetry
 from tests.servers.s3 import Fault, S3Server
@@ -83,7 +84,7 @@ def test_shelves_bound_what_they_read(shelf: Shelf) -> None:
         shelf.whole("a", 9)
     with pytest.raises(Exception, match=r"shorter|broke off") as failure:
         shelf.read("a", 5, 11)
-    assert type(failure.value).__name__ in ("SourceUnavailable", "NotNow")
+    assert type(failure.value).__name__ in ("SourceUnavailable", "Transient")
     shelf.close()
 
 
@@ -230,6 +231,18 @@ def test_a_refused_writer_is_told(server: S3Server, monkeypatch: pytest.MonkeyPa
     assert "secretsecret" not in str(no.value)
     assert "AKIASTRANGER" not in str(no.value)
     build.shelf.close()
+
+
+def test_credentials_are_in_no_log(server: S3Server, writer: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even at the chattiest level, and although every request is signed."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "botocore")
+    store = S3Store("s3://corpus/some/prefix", endpoint=server.url, timeouts=TIMEOUTS)
+    store.put("a.bin", b"0123456789")
+    assert store.whole("a.bin", 10) == b"0123456789"
+    assert {request.token for request in server.requests} == {KEY}
+    assert not any(word in caplog.text for word in (KEY, "secretsecret", "Signature"))
+    store.close()
 
 
 def shards_spec(path: str, **changes: Any) -> DataSpec:

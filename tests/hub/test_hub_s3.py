@@ -200,6 +200,7 @@ async def test_credentials_are_shown_nowhere(
 ) -> None:
     """Even when the server repeats them: not in the error, telemetry, the objects, or the log at its chattiest."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "botocore")
     s3_server.inject(Fault("PUT", "state.json", status=403, message=f"who is {KEY} with {KEY_SECRET}?"))
     hub = make_s3_hub()
     with pytest.raises(HubError, match=r"\*\*\* with \*\*\*") as caught:
