@@ -59,15 +59,7 @@ class DatasetSource:
         self._cache = cache
         self._rows = RowMap(index)
         self._paging = Paging([self._rows.rows], page_size)
-        self._fingerprint = index.fingerprint
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        self.pages, self.fingerprint = self._paging.pages, index.fingerprint
 
     def read(self, page: int) -> tuple[Piece, ...]:
         first, stop = self._paging.limits(page)
@@ -98,7 +90,7 @@ class DatasetSource:
         def fetch() -> bytes:
             return self._store.read(file.name, start, start + size)
 
-        return self._cache.get(f"{self._fingerprint}/{number}/{group}", fetch) if self._cache else fetch()
+        return self._cache.get(f"{self.fingerprint}/{number}/{group}", fetch) if self._cache else fetch()
 
 
 def files_address(dataset: Dataset) -> str:
