@@ -71,6 +71,9 @@ def test_a_manifest_says_all_of_a_release(
         ("files", [{"name": "a", "size": -1, "sha256": HASH}]),
         ("files", [{"name": "a", "size": 1, "sha256": HASH}] * 2),
         ("surplus", 1),
+        ("format", 1),
+        ("folder", "../elsewhere/"),
+        ("folder", None),
     ],
 )
 def test_a_manifest_with_a_wrong_value_is_refused(field: str, value: Any) -> None:
