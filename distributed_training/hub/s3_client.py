@@ -16,17 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+
+import httpx
 
 from distributed_training.hub.download import Body, Receiver, Timeouts
 from distributed_training.hub.hub import FileDigest
-from distributed_training.services.retry import Transient
 from distributed_training.services.s3 import Place, Refusal, S3Connection, md5_of, status_of
 from template.clock import Clock
 from template.errors import HubError
-
-if TYPE_CHECKING:
-    import httpx
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -68,12 +66,10 @@ class S3Client:
     """
 
     def __init__(self, address: S3Address, *, timeouts: Timeouts, clock: Clock) -> None:
-        import botocore.exceptions  # with httpx only where this hub is used
-        import httpx
+        import botocore.exceptions  # only where this hub is used
 
         self._address = address
         self._errors = botocore.exceptions
-        self._http = httpx
         self._receiver = Receiver(timeouts.download, clock)
         self._connection = S3Connection(
             address.url,
@@ -162,28 +158,28 @@ class S3Client:
 
     @contextmanager
     def _stream(self, name: str, offset: int) -> Iterator[Body]:
-        response = self._reader.send(self._request(self._address.key(name), offset), stream=True)
+        response = self._reader.send(self._request(name, offset), stream=True)
         try:
             if response.status_code not in (200, 206):
-                raise self._turned_away(response)
+                raise self._connection.failure_of(response, self._refused)
             yield Body(response.iter_raw(), resumed=response.status_code == 206)
         finally:
             response.close()
 
-    def _request(self, key: str, offset: int) -> httpx.Request:
-        address, headers = self._public_address(key), {"accept-encoding": "identity"}  # the bytes as they lie there
+    def _request(self, name: str, offset: int) -> httpx.Request:
+        address, headers = self._public_address(name), {"accept-encoding": "identity"}  # the bytes as they lie there
         if offset:
             headers["range"] = f"bytes={offset}-"
         if address is None:
-            address = self._connection.address(self._address.bucket, key)
+            address = f"{self._connection.base(self._address)}{name}"
             headers |= self._connection.signature(address)
         return self._reader.build_request("GET", address, headers=headers)
 
-    def _public_address(self, key: str) -> str | None:
+    def _public_address(self, name: str) -> str | None:
         """Where anybody may read an object, None if only the S3 API is known or this neuron may use it."""
         if self._address.public_url is None or not self.anonymous:
             return None
-        return f"{self._address.public_url}/{key}"
+        return f"{self._address.public_url}/{self._address.key(name)}"
 
     def _stored(self, key: str) -> Stored | None:
         try:
@@ -247,27 +243,7 @@ class S3Client:
     # -- errors
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return self._connection.call(lambda: function(*args, **kwargs), self._refused)
-        except self._http.RequestError as error:
-            failure: Transient | HubError = Transient(self._line(error))
-        except self._http.InvalidURL as error:
-            failure = HubError(self._line(error))
-        raise failure  # outside the handler, so that nothing is chained
-
-    def _line(self, error: Exception) -> str:
-        return self._connection.line(f"{self._address.url}: {type(error).__name__}: {error}")
-
-    def _turned_away(self, response: httpx.Response) -> Exception:
-        """What an answer to a reader means; of its body only the beginning is read."""
-        content = bytearray()
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > _ERROR_BYTES:
-                break
-        code = _CODE.search(content)
-        word = code[1].decode() if code else ""
-        return self._connection.failure(response.status_code, word, "", response.headers, self._refused)
+        return self._connection.call(lambda: function(*args, **kwargs), self._refused)
 
     def _refused(self, refusal: Refusal) -> HubError:
         status, code, reason = refusal.status, refusal.code, refusal.reason

@@ -12,9 +12,12 @@ import base64
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+import httpx
 
 from distributed_training.services.retry import Transient, is_transient, retry_after
 from template.clock import Clock
@@ -26,6 +29,10 @@ _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/?")
 _CONFLICT = 409  # somebody else's request for the same object is being carried out
 # a body that did not arrive as it was sent: S3 says 400, and the next try may arrive
 _TRANSIENT_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
+_ELSEWHERE = frozenset({301, 307, 400})  # a bucket of another region; 400 if the signature names a wrong one
+_REGION = re.compile(r"[a-z0-9-]{1,32}")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
+_ERROR_BYTES = 8192
 _REASON_CHARACTERS = 300
 _CONNECTIONS = 16
 
@@ -86,6 +93,8 @@ class S3Connection:
         self._timeouts = {"connect_timeout": connect, "read_timeout": idle}
         self._clock = clock
         self._errors = botocore.exceptions
+        self._bases: dict[Place, str] = {}
+        self._lock = threading.Lock()
         try:
             self._session = _local_session(boto3)
             self._credentials = self._session.get_credentials()
@@ -105,9 +114,13 @@ class S3Connection:
         self.client.close()
         self._unsigned.close()
 
-    def address(self, bucket: str, key: str) -> str:
-        """Where plain HTTP finds an object of the API; not signed."""
-        return str(self._unsigned.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}))
+    def base(self, place: Place) -> str:
+        """The address below which plain HTTP finds the objects of a place, with a slash at its end; not signed."""
+        if place not in self._bases:
+            parameters = {"Bucket": place.bucket, "Key": place.key("x")}
+            address = str(self._unsigned.generate_presigned_url("get_object", Params=parameters))
+            self._bases[place] = address.removesuffix("x")
+        return self._bases[place]
 
     def signature(self, address: str) -> dict[str, str]:
         """The headers of a GET that show who asks; none without credentials."""
@@ -121,8 +134,8 @@ class S3Connection:
         return dict(request.headers.items())
 
     def call(self, function: Callable[[], T], refused: Refused, name: str = "") -> T:
-        """The function's result; its errors are boto3's, and `name` stands in what becomes of them. Nothing is chained
-        to what is raised: a client's error holds the request, and with it its signature.
+        """The function's result; its errors are boto3's or httpx's, and `name` stands in what becomes of them. Nothing
+        is chained to what is raised: a client's error holds the request, and with it its signature.
 
         Raises:
             Transient: another try may help.
@@ -135,22 +148,47 @@ class S3Connection:
         except self._errors.ClientError as error:
             said, headers = error.response.get("Error", {}), _headers(error)
             message = f"{said.get('Message', '')} {f'for {name}' if name else ''}"
-            failure = self.failure(status_of(error), str(said.get("Code", "")), message, headers, refused)
+            failure = self._failure(status_of(error), str(said.get("Code", "")), message, headers, refused)
         except (
             self._errors.HTTPClientError,
             self._errors.ConnectionError,
             self._errors.IncompleteReadError,
             ResponseParserError,  # a proxy's HTML page
+            httpx.RequestError,
         ) as error:
             failure = Transient(self.line(f"{self._where}: {type(error).__name__}: {error}"))
-        except self._errors.BotoCoreError as error:
+        except (self._errors.BotoCoreError, httpx.InvalidURL) as error:
             failure = refused(Refusal(0, "", self.line(f"{type(error).__name__}: {error}")))
         raise failure
 
-    def failure(
+    def failure_of(self, response: httpx.Response, refused: Refused, name: str = "") -> Transient | SubnetError:
+        """What an answer to plain HTTP that is an error means; of its body only the beginning is read."""
+        region = response.headers.get("x-amz-bucket-region", "")
+        if response.status_code in _ELSEWHERE and _REGION.fullmatch(region) and self._move(region):
+            return Transient(f"the bucket lies in {region}")
+        content = bytearray()
+        for chunk in response.iter_raw():
+            content += chunk
+            if len(content) > _ERROR_BYTES:
+                break
+        found = _CODE.search(content)
+        message = f"for {name}" if name else ""
+        code = found[1].decode() if found else ""
+        return self._failure(response.status_code, code, message, response.headers, refused)
+
+    def _move(self, region: str) -> bool:
+        """Whether this connection went to another region than it was in."""
+        with self._lock:
+            if region == self._region:
+                return False
+            self._region = region
+            self._unsigned = self._make_client(signed=False)
+            self._bases.clear()
+            return True
+
+    def _failure(
         self, status: int, code: str, message: str, headers: Mapping[str, str], refused: Refused
     ) -> Transient | SubnetError:
-        """What an answer that is an error means."""
         reason = self.line(f"HTTP {status} {code} {message}")
         if is_transient(status) or status == _CONFLICT or code in _TRANSIENT_CODES:
             return Transient(reason, retry_after(headers, self._clock.time()))

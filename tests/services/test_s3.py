@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from distributed_training.services.retry import Transient
@@ -69,12 +70,22 @@ def test_an_error_is_worth_another_try_or_is_final(
     connection: S3Connection, status: int, code: str, transient: bool
 ) -> None:
     """By its status, or by the code of a body that was damaged on its way; the wait that is asked for is kept."""
-    failure = connection.failure(status, code, "no", {"retry-after": "7"}, refused)
+    body = f"<Error><Code>{code}</Code></Error>".encode()
+    answer = httpx.Response(status, headers={"retry-after": "7"}, stream=httpx.ByteStream(body))
+    failure = connection.failure_of(answer, refused, "it")
     if transient:
         assert isinstance(failure, Transient)
         assert failure.retry_after == 7.0
     else:
-        assert str(failure) == f"{status}|{code}|HTTP {status} {code} no"
+        assert str(failure) == f"{status}|{code}|HTTP {status} {code} for it"
+
+
+def test_a_bucket_elsewhere_is_asked_there(connection: S3Connection) -> None:
+    """S3 says in which region a bucket lies: the next try is signed for that one, once."""
+    answer = httpx.Response(301, headers={"x-amz-bucket-region": "eu-north-1"}, stream=httpx.ByteStream(b""))
+    assert isinstance(connection.failure_of(answer, refused), Transient)
+    assert "/eu-north-1/s3/" in connection.signature(f"{connection.base(Place('bucket', ''))}x")["Authorization"]
+    assert str(connection.failure_of(answer, refused)) == "301||HTTP 301"
 
 
 def test_nobody_there_is_worth_another_try(connection: S3Connection) -> None:
@@ -91,8 +102,8 @@ def test_a_line_shows_no_credential(connection: S3Connection) -> None:
 
 def test_only_who_has_credentials_signs(connection: S3Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     """A signature names the key and never holds the secret; a stranger sends none."""
-    address = connection.address("bucket", "a b")
-    assert address == "http://127.0.0.1:9/bucket/a%20b"
+    address = f"{connection.base(Place('bucket', 'a b'))}c"
+    assert address == "http://127.0.0.1:9/bucket/a%20b/c"
     signed = connection.signature(address)
     assert "Credential=AKIAKEY/" in signed["Authorization"]
     assert "hidden" not in str(signed)
