@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +121,27 @@ def test_strangers_read_every_page(store: Store, uploaded: S3Server) -> None:
     found = [token for page in range(source.pages) for token in source.tokens(page)]
     assert found == expected(DOCUMENTS)
     assert {request.token for request in uploaded.requests} == {None}
+
+
+@pytest.mark.integration
+def test_the_lean_server_is_read_as_a_bucket_is(tmp_path: Path) -> None:
+    """The server that readers are measured with gives ranges, ends, whole files and S3's word for what is not there."""
+    Build(tmp_path / "corpus" / "v1").run()
+    command = [sys.executable, "-m", "tests.servers.bucket_files", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            public, api = HttpStore(f"{address}/corpus/v1"), S3Store("s3://corpus/v1", endpoint=address)
+            for store in (public, api):
+                source = source_of(store)
+                assert [token for page in range(source.pages) for token in source.tokens(page)] == expected(DOCUMENTS)
+                assert store.tail(MANIFEST, 2)[0] == (tmp_path / "corpus" / "v1" / MANIFEST).read_bytes()[-2:]
+                with pytest.raises(Absent, match="HTTP 404"):
+                    store.read("none.bin", 0, 4)
+                store.close()
+        finally:
+            process.terminate()
 
 
 FAULTS: list[dict[str, Any]] = [
