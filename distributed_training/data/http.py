@@ -6,6 +6,7 @@ and stands in no message. Each answer is bounded in size, in time between two by
 
 from __future__ import annotations
 
+import functools
 import re
 import urllib.parse
 from abc import ABC, abstractmethod
@@ -91,6 +92,12 @@ class RangeReader(ABC):
         return bytes(content), size
 
 
+@functools.lru_cache(1024)  # files: parsing an address takes longer than reading 10 kB
+def parsed(url: str) -> httpx.URL:
+    """Raises httpx.InvalidURL."""
+    return httpx.URL(url)
+
+
 class HttpStore(RangeReader):
     """A `Store` of the files below `base`."""
 
@@ -116,7 +123,7 @@ class HttpStore(RangeReader):
             headers["authorization"] = f"Bearer {self._token.reveal()}"
         url = f"{self._base}/{urllib.parse.quote(name)}"
         try:
-            with self._client.stream("GET", url, headers=headers) as response:
+            with self._client.stream("GET", parsed(url), headers=headers) as response:
                 self._require_success(response, name)
                 return self._received(response, name, asked, limit)
         except httpx.InvalidURL as error:

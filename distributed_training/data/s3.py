@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import TypeVar
 
-from distributed_training.data.http import RangeReader, ReadTimeouts
+from distributed_training.data.http import RangeReader, ReadTimeouts, parsed
 from distributed_training.data.store import Absent
 from distributed_training.services.s3 import Refusal, S3Connection, md5_of, read_place
 from template.clock import Clock
@@ -73,7 +73,7 @@ class S3Store(RangeReader):
     def _fetch(self, name: str, asked: str | None, limit: int) -> tuple[bytes, int]:
         url = f"{self._connection.base(self._place)}{urllib.parse.quote(name)}"
         headers = self._connection.signature(url) | ({"range": asked} if asked else {})
-        with self._client.stream("GET", url, headers=headers) as response:
+        with self._client.stream("GET", parsed(url), headers=headers) as response:
             if response.status_code not in (200, 206):
                 raise self._connection.failure_of(response, self._refused, self._named(name))
             return self._received(response, name, asked, limit)
