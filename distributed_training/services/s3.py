@@ -29,7 +29,8 @@ _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/?")
 _CONFLICT = 409  # somebody else's request for the same object is being carried out
 # a body that did not arrive as it was sent: S3 says 400, and the next try may arrive
 _TRANSIENT_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
-_ELSEWHERE = frozenset({301, 307, 400})  # a bucket of another region; 400 if the signature names a wrong one
+_ELSEWHERE = frozenset({301, 307})  # a bucket of another region
+_WRONG_REGION = "AuthorizationHeaderMalformed"  # in the signature, among other things
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 _ERROR_BYTES = 8192
@@ -116,11 +117,12 @@ class S3Connection:
 
     def base(self, place: Place) -> str:
         """The address below which plain HTTP finds the objects of a place, with a slash at its end; not signed."""
-        if place not in self._bases:
-            parameters = {"Bucket": place.bucket, "Key": place.key("x")}
-            address = str(self._unsigned.generate_presigned_url("get_object", Params=parameters))
-            self._bases[place] = address.removesuffix("x")
-        return self._bases[place]
+        with self._lock:
+            if place not in self._bases:
+                parameters = {"Bucket": place.bucket, "Key": place.key("x")}
+                address = str(self._unsigned.generate_presigned_url("get_object", Params=parameters))
+                self._bases[place] = address.removesuffix("x")
+            return self._bases[place]
 
     def signature(self, address: str) -> dict[str, str]:
         """The headers of a GET that show who asks; none without credentials."""
@@ -163,28 +165,20 @@ class S3Connection:
 
     def failure_of(self, response: httpx.Response, refused: Refused, name: str = "") -> Transient | SubnetError:
         """What an answer to plain HTTP that is an error means; of its body only the beginning is read."""
+        status, code = response.status_code, _code_of(response)
         region = response.headers.get("x-amz-bucket-region", "")
-        if response.status_code in _ELSEWHERE and _REGION.fullmatch(region) and self._move(region):
+        if (status in _ELSEWHERE or code == _WRONG_REGION) and _REGION.fullmatch(region):
+            self._move(region)
             return Transient(f"the bucket lies in {region}")
-        content = bytearray()
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > _ERROR_BYTES:
-                break
-        found = _CODE.search(content)
-        message = f"for {name}" if name else ""
-        code = found[1].decode() if found else ""
-        return self._failure(response.status_code, code, message, response.headers, refused)
+        return self._failure(status, code, f"for {name}" if name else "", response.headers, refused)
 
-    def _move(self, region: str) -> bool:
-        """Whether this connection went to another region than it was in."""
+    def _move(self, region: str) -> None:
+        """Go on in another region; several threads may learn of it at once."""
         with self._lock:
-            if region == self._region:
-                return False
-            self._region = region
-            self._unsigned = self._make_client(signed=False)
-            self._bases.clear()
-            return True
+            if region != self._region:
+                self._region = region
+                self._unsigned = self._make_client(signed=False)
+                self._bases.clear()
 
     def _failure(
         self, status: int, code: str, message: str, headers: Mapping[str, str], refused: Refused
@@ -217,6 +211,16 @@ class S3Connection:
             max_pool_connections=_CONNECTIONS,
         )
         return self._session.client("s3", endpoint_url=self._endpoint, region_name=self._region, config=config)
+
+
+def _code_of(response: httpx.Response) -> str:
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > _ERROR_BYTES:
+            break
+    found = _CODE.search(content)
+    return found[1].decode() if found else ""
 
 
 def status_of(error: Any) -> int:

@@ -81,10 +81,13 @@ def test_an_error_is_worth_another_try_or_is_final(
 
 
 def test_a_bucket_elsewhere_is_asked_there(connection: S3Connection) -> None:
-    """S3 says in which region a bucket lies: the next try is signed for that one, once."""
-    answer = httpx.Response(301, headers={"x-amz-bucket-region": "eu-north-1"}, stream=httpx.ByteStream(b""))
-    assert isinstance(connection.failure_of(answer, refused), Transient)
-    assert "/eu-north-1/s3/" in connection.signature(f"{connection.base(Place('bucket', ''))}x")["Authorization"]
+    """S3 says in which region a bucket lies: the next try is signed for that one. A name that is none is not taken."""
+    malformed = b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>"
+    for status, region, body in ((301, "eu-north-1", b""), (400, "us-west-2", malformed)):
+        answer = httpx.Response(status, headers={"x-amz-bucket-region": region}, stream=httpx.ByteStream(body))
+        assert str(connection.failure_of(answer, refused)) == f"the bucket lies in {region}"
+        assert f"/{region}/s3/" in connection.signature(f"{connection.base(Place('bucket', ''))}x")["Authorization"]
+    answer = httpx.Response(301, headers={"x-amz-bucket-region": "host.example/"}, stream=httpx.ByteStream(b""))
     assert str(connection.failure_of(answer, refused)) == "301||HTTP 301"
 
 
