@@ -1,7 +1,7 @@
 """Files below a prefix of an S3 bucket (Amazon, R2, any other), read by ranges and written whole.
 
 Whose bucket it is, and what its errors mean, is in services/s3.py. Reading is plain HTTP, signed if there are
-credentials, which takes about half the time of boto3's own call. Tries are counted in one place (store.py).
+credentials, which takes two thirds of the time of boto3's own call. Tries are counted in one place (store.py).
 """
 
 from __future__ import annotations
