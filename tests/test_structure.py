@@ -45,6 +45,23 @@ def test_arena_and_dashboard_are_never_imported() -> None:
         assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
 
 
+@pytest.mark.parametrize(
+    ("part", "below"),
+    [
+        ("services", {"services"}),
+        ("data", {"services", "data", "run"}),
+        ("model", {"model", "protocol", "run"}),
+        ("hub", {"services", "hub"}),
+    ],
+)
+def test_parts_below_know_nothing_of_those_above(part: str, below: set[str]) -> None:
+    """A corpus can be read without a hub, a hub without a model, and what both need of the network without either."""
+    for path in (ROOT / "distributed_training" / part).rglob("*.py"):
+        names = [name.split(".") for name in imported(path)]
+        bad = {name[1] for name in names if name[0] == "distributed_training" and name[1] not in below}
+        assert not bad, f"{path.relative_to(ROOT)} imports {sorted(bad)}"
+
+
 def test_every_module_says_what_it_is_for() -> None:
     """Each non-empty module opens with a docstring, and none has a vague name."""
     for package in FORBIDDEN:

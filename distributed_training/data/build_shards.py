@@ -26,6 +26,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distributed_training.data.build import build_source
+from distributed_training.data.canonical import canonical
 from distributed_training.data.remote import CorpusConfig, open_shelf, patient
 from distributed_training.data.shards import (
     DIGEST,
@@ -164,7 +165,7 @@ class Builder:
         if not shards:
             raise DataError("the corpus holds no tokens")
         manifest = self._plan.manifest(shards, done.documents)
-        self._put(MANIFEST, _canonical(dataclasses.asdict(manifest)))
+        self._put(MANIFEST, canonical(dataclasses.asdict(manifest)))
         self._attempt.attempt(lambda: self._shelf.remove(PROGRESS))
         return manifest
 
@@ -203,7 +204,7 @@ class Builder:
         self._attempt.attempt(lambda: self._shelf.put(name, content))
 
     def _note(self, done: Done) -> None:
-        self._put(PROGRESS, _canonical({"plan": dataclasses.asdict(self._plan), "done": dataclasses.asdict(done)}))
+        self._put(PROGRESS, canonical({"plan": dataclasses.asdict(self._plan), "done": dataclasses.asdict(done)}))
 
     def _progress(self) -> Done:
         """What an earlier build noted."""
@@ -320,10 +321,6 @@ def _with_large_pages(spec: DataSpec) -> DataSpec:
     return dataclasses.replace(spec, page_size=size)
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pages"))
     return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn())
@@ -343,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     except SubnetError as error:
         print_error(str(error))
         return 1
-    fingerprint = hashlib.sha256(_canonical(dataclasses.asdict(manifest))).hexdigest()
+    fingerprint = hashlib.sha256(canonical(dataclasses.asdict(manifest))).hexdigest()
     print_text(
         f"{manifest.tokens:,} tokens of {manifest.documents:,} documents in {len(manifest.shards)} shards\n"
         "[data] of a run that reads them:\n"

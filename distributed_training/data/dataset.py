@@ -20,7 +20,8 @@ from distributed_training.data.cache import BlockCache
 from distributed_training.data.column_chunk import decode
 from distributed_training.data.row_groups import RowGroupIndex, RowMap, build_row_groups, open_index, read_index
 from distributed_training.data.source import Paging, Piece
-from distributed_training.data.store import NotNow, Patient, Store
+from distributed_training.data.store import Patient, Store
+from distributed_training.services.retry import Transient
 from template.config import Secret
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 
@@ -58,15 +59,7 @@ class DatasetSource:
         self._cache = cache
         self._rows = RowMap(index)
         self._paging = Paging([self._rows.rows], page_size)
-        self._fingerprint = index.fingerprint
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        self.pages, self.fingerprint = self._paging.pages, index.fingerprint
 
     def read(self, page: int) -> tuple[Piece, ...]:
         first, stop = self._paging.limits(page)
@@ -97,7 +90,7 @@ class DatasetSource:
         def fetch() -> bytes:
             return self._store.read(file.name, start, start + size)
 
-        return self._cache.get(f"{self._fingerprint}/{number}/{group}", fetch) if self._cache else fetch()
+        return self._cache.get(f"{self.fingerprint}/{number}/{group}", fetch) if self._cache else fetch()
 
 
 def files_address(dataset: Dataset) -> str:
@@ -142,7 +135,7 @@ def data_files(dataset: Dataset, token: Secret | None = None) -> list[str]:
 
     Raises:
         ConfigurationError: no such dataset, configuration or split.
-        NotNow: the Hub does not answer, or not as it should.
+        Transient: the Hub does not answer, or not as it should.
     """
     import datasets  # heavy, and only needed where an index is built
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
@@ -160,7 +153,7 @@ def data_files(dataset: Dataset, token: Secret | None = None) -> list[str]:
     except ValueError as error:  # an unknown configuration, told with the known ones
         raise ConfigurationError(f"data.configuration: {_line(error)}") from None
     except OSError as error:  # ConnectionError and the Hub library's own errors among them
-        raise NotNow(f"{where}: {_line(error)}") from None
+        raise Transient(f"{where}: {_line(error)}") from None
     if dataset.split not in builder.config.data_files:
         known = ", ".join(map(str, builder.config.data_files))
         raise ConfigurationError(f"data.split: {where} has no split '{dataset.split}'; it has {known}")

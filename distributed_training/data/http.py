@@ -6,19 +6,20 @@ and stands in no message. Each answer is bounded in size, in time between two by
 
 from __future__ import annotations
 
+import functools
 import re
 import urllib.parse
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import httpx
 
-from distributed_training.data.store import Absent, NotNow
-from distributed_training.hub.retry import retry_after
+from distributed_training.data.store import Absent
+from distributed_training.services.retry import Transient, is_transient, retry_after
 from template.clock import Clock, SystemClock
 from template.config import Secret
 from template.errors import ConfigurationError, SourceUnavailable
 
-_TRANSIENT = frozenset({408, 425, 429})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _CONNECTIONS = 16
 
@@ -36,7 +37,68 @@ class ReadTimeouts:
             raise ConfigurationError("the timeouts of a corpus must be positive")
 
 
-class HttpStore:
+class RangeReader(ABC):
+    """The reading half of a `Store`, by answers of HTTP."""
+
+    def __init__(self, timeouts: ReadTimeouts | None, clock: Clock | None, *, follow_redirects: bool) -> None:
+        self._timeouts = timeouts or ReadTimeouts()
+        self._clock = clock or SystemClock()
+        self._client = httpx.Client(
+            follow_redirects=follow_redirects,
+            timeout=httpx.Timeout(self._timeouts.idle, connect=self._timeouts.connect),
+            limits=httpx.Limits(max_connections=_CONNECTIONS),
+            headers={"accept-encoding": "identity"},  # the bytes as they lie there
+        )
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The place, for messages; never with a credential."""
+
+    @abstractmethod
+    def _get(self, name: str, asked: str | None, limit: int) -> tuple[bytes, int]:
+        """The bytes of one answer, and the size of the file; `limit` bounds both the answer and the memory it takes."""
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        data, _ = self._get(name, f"bytes={start}-{stop - 1}", stop - start)
+        if len(data) != stop - start:
+            raise Transient(f"{name} broke off after {len(data)} of {stop - start} bytes")
+        return data
+
+    def tail(self, name: str, count: int) -> tuple[bytes, int]:
+        return self._get(name, f"bytes=-{count}", count)
+
+    def whole(self, name: str, limit: int) -> bytes:
+        data, size = self._get(name, None, limit)
+        if len(data) != size:
+            raise Transient(f"{name} broke off after {len(data)} of {size} bytes")
+        return data
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _received(self, response: httpx.Response, name: str, asked: str | None, limit: int) -> tuple[bytes, int]:
+        """The bytes of an answer that is no error, and the size of the file."""
+        if asked and response.status_code == 200:
+            raise SourceUnavailable(f"{self.where}/{name}: the server does not serve ranges")
+        size = _size_of(response, asked, limit)
+        content, deadline = bytearray(), self._clock.monotonic() + self._timeouts.answer
+        for chunk in response.iter_raw():
+            content += chunk
+            if len(content) > limit:
+                raise SourceUnavailable(f"{self.where}/{name} is larger than the {limit} bytes it may have")
+            if self._clock.monotonic() > deadline:
+                raise Transient(f"{name} took longer than {self._timeouts.answer:g} s")
+        return bytes(content), size
+
+
+@functools.lru_cache(1024)  # files: parsing an address takes longer than reading 10 kB
+def parsed(url: str) -> httpx.URL:
+    """Raises httpx.InvalidURL."""
+    return httpx.URL(url)
+
+
+class HttpStore(RangeReader):
     """A `Store` of the files below `base`."""
 
     def __init__(
@@ -47,73 +109,35 @@ class HttpStore:
         token: Secret | None = None,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(timeouts, clock, follow_redirects=True)
         self._base = base.rstrip("/")
-        self._timeouts = timeouts or ReadTimeouts()
         self._token = token
-        self._clock = clock or SystemClock()
-        self._client = httpx.Client(
-            follow_redirects=True,
-            timeout=httpx.Timeout(self._timeouts.idle, connect=self._timeouts.connect),
-            limits=httpx.Limits(max_connections=_CONNECTIONS),
-            headers={"accept-encoding": "identity"},  # the bytes as they lie there
-        )
 
     @property
     def where(self) -> str:
         return self._base
 
-    def read(self, name: str, start: int, stop: int) -> bytes:
-        data, _ = self._get(name, f"bytes={start}-{stop - 1}", stop - start)
-        if len(data) != stop - start:
-            raise NotNow(f"{name} broke off after {len(data)} of {stop - start} bytes")
-        return data
-
-    def tail(self, name: str, count: int) -> tuple[bytes, int]:
-        return self._get(name, f"bytes=-{count}", count)
-
-    def whole(self, name: str, limit: int) -> bytes:
-        data, size = self._get(name, None, limit)
-        if len(data) != size:
-            raise NotNow(f"{name} broke off after {len(data)} of {size} bytes")
-        return data
-
-    def close(self) -> None:
-        self._client.close()
-
     def _get(self, name: str, asked: str | None, limit: int) -> tuple[bytes, int]:
-        """The bytes of one answer, and the size of the file; `limit` bounds both the answer and the memory it takes."""
         headers = {"range": asked} if asked else {}
         if self._token:
             headers["authorization"] = f"Bearer {self._token.reveal()}"
         url = f"{self._base}/{urllib.parse.quote(name)}"
         try:
-            with self._client.stream("GET", url, headers=headers) as response:
-                self._require_success(response, name, asked)
-                size = _size_of(response, asked, limit)
-                return self._body(response, name, limit), size
+            with self._client.stream("GET", parsed(url), headers=headers) as response:
+                self._require_success(response, name)
+                return self._received(response, name, asked, limit)
         except httpx.InvalidURL as error:
             raise ConfigurationError(f"data.path: {self._base} is no address: {error}") from error
         except httpx.HTTPError as error:
-            raise NotNow(self._scrub(f"{type(error).__name__}: {error}")) from None
+            raise Transient(self._scrub(f"{type(error).__name__}: {error}")) from None
 
-    def _require_success(self, response: httpx.Response, name: str, asked: str | None) -> None:
+    def _require_success(self, response: httpx.Response, name: str) -> None:
         status = response.status_code
-        if status in _TRANSIENT or status >= 500:
-            raise NotNow(f"HTTP {status} for {name}", retry_after(response.headers, self._clock.time()))
-        if status != (206 if asked else 200):
-            hint = "the server does not serve ranges" if status == 200 else "check the address, or its right to be read"
+        if is_transient(status):
+            raise Transient(f"HTTP {status} for {name}", retry_after(response.headers, self._clock.time()))
+        if status not in (200, 206):
             kind = Absent if status == 404 else SourceUnavailable
-            raise kind(f"HTTP {status} for {self._base}/{name}: {hint}")
-
-    def _body(self, response: httpx.Response, name: str, limit: int) -> bytes:
-        content, deadline = bytearray(), self._clock.monotonic() + self._timeouts.answer
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > limit:
-                raise SourceUnavailable(f"{self._base}/{name} is larger than the {limit} bytes it may have")
-            if self._clock.monotonic() > deadline:
-                raise NotNow(f"{name} took longer than {self._timeouts.answer:g} s")
-        return bytes(content)
+            raise kind(f"HTTP {status} for {self._base}/{name}: check the address, or its right to be read")
 
     def _scrub(self, text: str) -> str:
         return self._token.scrub(text) if self._token else text
@@ -127,7 +151,7 @@ def _size_of(response: httpx.Response, asked: str | None, limit: int) -> int:
             raise SourceUnavailable(f"{response.url.host} does not tell the size of a file")
         if int(length) > limit:
             raise SourceUnavailable(
-                f"a file of {length} bytes at {response.url.host}, {limit} are the most it may have"
+                f"a file at {response.url.host} of {length} bytes is larger than the {limit} bytes it may have"
             )
         return int(length)
     told = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))

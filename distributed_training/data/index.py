@@ -1,7 +1,7 @@
 """What is known of the files of a corpus without reading them again, kept in a file beside other caches.
 
 An entry is reused as long as the file's size and modification time stand; a cache whose hash does not match its content
-is built anew, with a warning. It is written whole or not at all, so neurons that start together cannot spoil it.
+is built anew, with a warning.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distributed_training.data.canonical import canonical, save_index
 from template.errors import ConfigurationError, SourceUnavailable
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def build_index(
 def fingerprint(kind: str, entries: Sequence[FileEntry]) -> str:
     """sha256 over kind, names, sizes, hashes and marks; modification times do not count."""
     facts = [[entry.name, entry.size, entry.scan.digest, *entry.scan.marks] for entry in entries]
-    return _sha256(_canonical([kind, facts]))
+    return _sha256(canonical([kind, facts]))
 
 
 def _entry(folder: Path, name: str, scan: Callable[[Path], Scan], known: FileEntry | None) -> FileEntry:
@@ -93,7 +92,7 @@ def _entry(folder: Path, name: str, scan: Callable[[Path], Scan], known: FileEnt
 def _load(where: Path) -> tuple[FileEntry, ...]:
     try:
         stored = json.loads(where.read_bytes())
-        if stored["sha256"] != _sha256(_canonical(stored["files"])):
+        if stored["sha256"] != _sha256(canonical(stored["files"])):
             raise ValueError("its hash does not match")
         return tuple(_from_json(item) for item in stored["files"])
     except FileNotFoundError:
@@ -110,19 +109,7 @@ def _from_json(item: dict[str, Any]) -> FileEntry:
 
 def _store(where: Path, entries: Sequence[FileEntry]) -> None:
     files = [dataclasses.asdict(entry) for entry in entries]
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=where.parent, prefix=where.name, delete=False) as file:
-            file.write(json.dumps({"sha256": _sha256(_canonical(files)), "files": files}).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, where)
-    except OSError as error:
-        raise ConfigurationError(f"the index of the corpus cannot be kept in {where.parent}: {error}") from error
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    save_index(where, canonical({"sha256": _sha256(canonical(files)), "files": files}))
 
 
 def _sha256(data: bytes) -> str:

@@ -35,15 +35,7 @@ class JsonlSource:
         self._paging = Paging([entry.scan.marks[0] for entry in entries], page_size)
         if not self._paging.units:
             raise ConfigurationError(f"data.path: the JSON-lines files in {folder} hold no rows")
-        self._fingerprint = fingerprint("jsonl", entries)
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        self.pages, self.fingerprint = self._paging.pages, fingerprint("jsonl", entries)
 
     def read(self, page: int) -> tuple[Piece, ...]:
         parts = self._paging.parts(*self._paging.limits(page))

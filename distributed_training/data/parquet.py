@@ -33,15 +33,7 @@ class ParquetSource:
         self._paging = Paging([rows for entry in entries for rows in entry.scan.marks], page_size)
         if not self._paging.units:
             raise ConfigurationError(f"data.path: the Parquet files in {folder} hold no rows")
-        self._fingerprint = fingerprint("parquet", entries)
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        self.pages, self.fingerprint = self._paging.pages, fingerprint("parquet", entries)
 
     def read(self, page: int) -> tuple[Piece, ...]:
         parts = self._paging.parts(*self._paging.limits(page))

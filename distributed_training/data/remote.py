@@ -10,7 +10,7 @@ from distributed_training.data.http import HttpStore, ReadTimeouts
 from distributed_training.data.prefetch import PrefetchConfig
 from distributed_training.data.s3 import S3Store
 from distributed_training.data.store import FolderStore, Patience, Patient, Shelf, Store
-from distributed_training.hub.retry import RetryPolicy
+from distributed_training.services.retry import RetryPolicy
 from template.config import Secret, option
 from template.errors import ConfigurationError
 from template.telemetry import Telemetry

@@ -11,9 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distributed_training.data.canonical import canonical, save_index
 from distributed_training.data.column_chunk import CODECS, Layout
 from distributed_training.data.store import Store
 from template.errors import ConfigurationError, DataError, SourceUnavailable
@@ -73,7 +72,7 @@ class RowGroupIndex:
     @property
     def fingerprint(self) -> str:
         """sha256 of the index in its canonical form."""
-        return hashlib.sha256(_canonical(self._facts())).hexdigest()
+        return hashlib.sha256(canonical(self._facts())).hexdigest()
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all.
@@ -81,15 +80,7 @@ class RowGroupIndex:
         Raises:
             ConfigurationError: the file cannot be written.
         """
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-                file.write(_canonical({**self._facts(), "sha256": self.fingerprint}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except OSError as error:
-            raise ConfigurationError(f"the index of the corpus cannot be kept in {path.parent}: {error}") from error
+        save_index(path, canonical({**self._facts(), "sha256": self.fingerprint}))
 
     def _facts(self) -> dict[str, Any]:
         files = [file.facts() for file in self.files]
@@ -173,7 +164,7 @@ def _kept(files: Iterable[FileGroups], partial: Path | None, origin: Sequence[st
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("ab") as lines:
         for file in files:
-            lines.write(_canonical({**file.facts(), "origin": list(origin)}) + b"\n")
+            lines.write(canonical({**file.facts(), "origin": list(origin)}) + b"\n")
             lines.flush()
             yield file
     partial.unlink()
@@ -252,10 +243,6 @@ def _file_from(item: dict[str, Any]) -> FileGroups:
     if len({values.shape for values in lists.values()}) != 1:
         raise ValueError(f"{item['name']} has lists of different lengths")
     return FileGroups(**{**item, **lists})
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def open_index(path: Path, origin: Sequence[str]) -> RowGroupIndex | None:

@@ -157,19 +157,11 @@ class ShardSource:
     def __init__(self, store: Patient, content: bytes, page_size: int, cache: BlockCache | None) -> None:
         self._store = store
         self._manifest = read_manifest(content)
-        self._fingerprint = hashlib.sha256(content).hexdigest()
         self._paging = Paging([self._manifest.tokens], page_size)
+        self.pages, self.fingerprint = self._paging.pages, hashlib.sha256(content).hexdigest()
         self._cache = cache
         self._hashes: OrderedDict[int, bytes] = OrderedDict()
         self._lock = threading.Lock()
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
 
     @property
     def tokenizer(self) -> TokenizerIdentity:

@@ -21,8 +21,8 @@ class Piece:
     ends: bool
 
 
-class Source(Protocol):
-    """A corpus cut into pages. Reading is thread-safe and touches nothing but what the page needs.
+class Corpus(Protocol):
+    """What is cut into pages. Reading is thread-safe and touches nothing but what the page needs.
 
     `fingerprint` is 64 hex digits over names, sizes and what can be had of the content: two machines with the same
     fingerprint have the same corpus. It does not cover the page size, which is part of the run spec.
@@ -40,6 +40,13 @@ class Source(Protocol):
     def skipped(self) -> tuple[str, ...]:
         """Names of files that are not in the corpus because they are not text."""
 
+    def close(self) -> None:
+        """Give back what is open; whoever waits for a page gets SourceUnavailable."""
+
+
+class Source(Corpus, Protocol):
+    """A corpus of text."""
+
     def read(self, page: int) -> tuple[Piece, ...]:
         """The pieces of page `page`, in order. All pages in order give all documents in order, nothing cut or lost.
 
@@ -47,9 +54,6 @@ class Source(Protocol):
             DataError: no such page, or its content is not what the source promises.
             SourceUnavailable: it cannot be read now.
         """
-
-    def close(self) -> None:
-        """Give back what is open; whoever waits for a page gets SourceUnavailable."""
 
 
 class Paging:
@@ -95,15 +99,9 @@ class MemorySource:
     def __init__(self, documents: Sequence[str], page_size: int) -> None:
         self._documents = [document.encode() for document in documents]
         self._paging = Paging([len(self._documents)], page_size)
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
         digests = (hashlib.sha256(document).hexdigest() for document in self._documents)
-        return hashlib.sha256("\n".join(["memory", *digests]).encode()).hexdigest()
+        self.pages = self._paging.pages
+        self.fingerprint = hashlib.sha256("\n".join(["memory", *digests]).encode()).hexdigest()
 
     def read(self, page: int) -> tuple[Piece, ...]:
         start, stop = self._paging.limits(page)

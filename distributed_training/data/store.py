@@ -1,8 +1,8 @@
 """Where the files of a corpus lie, read by ranges of bytes: the seam, and the patience with those far away.
 
 A `Store` makes one try a call. `Patient` puts a bounded number of tries around it, with back-off and jitter (the policy
-of hub/retry.py), bounded in time as well, and says each of them to telemetry. Once it has given up it tries only once a
-call for a while, so that whoever has many pages to read learns at once that the other side is still away.
+of services/retry.py), bounded in time as well, and says each of them to telemetry. Once it has given up it tries only
+once a call for a while, so that whoever has many pages to read learns at once that the other side is still away.
 """
 
 from __future__ import annotations
@@ -16,20 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from distributed_training.hub.retry import RetryPolicy
+from distributed_training.services.retry import RetryPolicy, Transient
 from template.clock import Clock, SystemClock
 from template.errors import ConfigurationError, SourceUnavailable
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
-
-
-class NotNow(Exception):
-    """This try failed and the next may not. `retry_after`: seconds that the other side asks to wait."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 class Absent(SourceUnavailable):
@@ -39,8 +31,8 @@ class Absent(SourceUnavailable):
 class Store(Protocol):
     """Named files, read by ranges. Every call is one try, bounded in time. Thread-safe.
 
-    Every method raises NotNow (another try may help) or SourceUnavailable (another try gives the same; Absent: there is
-    no such file).
+    Every method raises Transient (another try may help) or SourceUnavailable (another try gives the same; Absent: there
+    is no such file).
     """
 
     @property
@@ -141,7 +133,7 @@ class Patient:
         self._store.close()
 
     def attempt(self, function: Callable[[], T]) -> T:
-        """The function's result, tried anew while it raises NotNow.
+        """The function's result, tried anew while it raises Transient.
 
         Raises:
             SourceUnavailable: the tries or the time are used up, or the store was closed.
@@ -152,7 +144,7 @@ class Patient:
                 raise SourceUnavailable(f"{self.where} is closed")
             try:
                 result = function()
-            except NotNow as error:
+            except Transient as error:
                 tried += 1
                 wait, reason = self._wait(tried, began, error.retry_after), str(error)
             else:
@@ -182,7 +174,7 @@ class Patient:
 
 def _checked(content: bytes, sha256: bytes | None, name: str) -> bytes:
     if sha256 is not None and (found := hashlib.sha256(content).digest()) != sha256:
-        raise NotNow(f"{name} came with the hash {found.hex()[:12]}, it should be {sha256.hex()[:12]}")
+        raise Transient(f"{name} came with the hash {found.hex()[:12]}, it should be {sha256.hex()[:12]}")
     return content
 
 

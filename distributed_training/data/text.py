@@ -102,15 +102,7 @@ class TextSource:
         self._paging = Paging([entry.size + 1 for entry in entries], page_size)
         self._whole_characters = whole_characters
         self.skipped = skipped
-        self._fingerprint = fingerprint("text", entries)
-
-    @property
-    def pages(self) -> int:
-        return self._paging.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+        self.pages, self.fingerprint = self._paging.pages, fingerprint("text", entries)
 
     def read(self, page: int) -> tuple[Piece, ...]:
         start, stop = self._paging.limits(page)

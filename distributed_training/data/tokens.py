@@ -6,27 +6,12 @@ from typing import Protocol
 
 import numpy as np
 
-from distributed_training.data.source import Source
+from distributed_training.data.source import Corpus, Source
 from distributed_training.data.tokenizer import Tokenizer, Tokens, Vocabulary
 
 
-class TokenSource(Protocol):
-    """A corpus of tokens cut into pages. Reading is thread-safe and touches nothing but what the page needs.
-
-    `fingerprint` and `skipped` are as those of a `Source` (source.py).
-    """
-
-    @property
-    def pages(self) -> int:
-        """The number of pages; at least 1."""
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256, hex, of the corpus; the tokenizer is not part of it."""
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """Names of files that were left out."""
+class TokenSource(Corpus, Protocol):
+    """A corpus of tokens; the tokenizer is no part of the fingerprint."""
 
     @property
     def tokenizer(self) -> Vocabulary:
@@ -40,38 +25,20 @@ class TokenSource(Protocol):
             SourceUnavailable: it cannot be read now.
         """
 
-    def close(self) -> None:
-        """Give back what is open; whoever waits for a page gets SourceUnavailable."""
-
 
 class Tokenized:
     """A `TokenSource` that tokenizes a `Source` as it is read."""
 
     def __init__(self, source: Source, tokenizer: Tokenizer) -> None:
         self._source = source
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self.pages, self.fingerprint, self.skipped = source.pages, source.fingerprint, source.skipped
         self._end = np.array([tokenizer.end], np.int64)
-
-    @property
-    def pages(self) -> int:
-        return self._source.pages
-
-    @property
-    def fingerprint(self) -> str:
-        return self._source.fingerprint
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        return self._source.skipped
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._tokenizer
 
     def tokens(self, page: int) -> Tokens:
         pieces = self._source.read(page)
         parts: list[Tokens] = []
-        for piece, tokens in zip(pieces, self._tokenizer.encode_many([p.text for p in pieces]), strict=True):
+        for piece, tokens in zip(pieces, self.tokenizer.encode_many([p.text for p in pieces]), strict=True):
             parts += [tokens, self._end] if piece.ends else [tokens]
         return np.concatenate(parts)
 

@@ -12,21 +12,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from distributed_training.hub.events import PublishRetried, ReadRetried
-from distributed_training.hub.retry import RetryPolicy
+from distributed_training.services.retry import RetryPolicy, Transient
 from template.clock import Clock
 from template.errors import HubError, HubUnavailable
 from template.telemetry import Event, Telemetry
 
 T = TypeVar("T")
 Retried = Callable[[str, int, float, str], Event]  # step, tried, delay, reason
-
-
-class Transient(Exception):
-    """This try failed and the next may not. `retry_after`: seconds that the server asks to wait."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 class Attempts:

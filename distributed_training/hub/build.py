@@ -11,9 +11,10 @@ from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub
 from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.retention import Retention
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.hub.s3 import S3Hub
 from distributed_training.hub.s3_client import S3Address
+from distributed_training.services.retry import RetryPolicy
+from distributed_training.services.s3 import Place, read_place
 from template.clock import Clock
 from template.config import Secret, option
 from template.errors import ConfigurationError
@@ -21,7 +22,7 @@ from template.telemetry import Telemetry
 
 _REPOSITORY = re.compile(r"hf://([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)")
 _DIRECTORY = re.compile(r"dir://(/.*)")
-_BUCKET = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*))?/?")
+_PREFIX = re.compile(r"(?:[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*)?")
 _FORMS = (
     "use dir:///absolute/path for a folder, hf://organisation/name for the Hugging Face Hub, or s3://bucket/prefix for "
     "Amazon S3, R2 and their like"
@@ -62,7 +63,7 @@ class HubConfig:
     download_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
-        if not any(form.fullmatch(self.url) for form in (_REPOSITORY, _DIRECTORY, _BUCKET)):
+        if not (_REPOSITORY.fullmatch(self.url) or _DIRECTORY.fullmatch(self.url) or _place(self.url)):
             raise ConfigurationError(f"hub url {self.url!r} is of no known form: {_FORMS}")
         for name, address in (("endpoint", self.endpoint), ("public_url", self.public_url)):
             if address is not None and not address.startswith(("https://", "http://")):
@@ -117,8 +118,8 @@ def build_hub(config: HubConfig, *, token: Secret | None, telemetry: Telemetry, 
         require_token(token)
     if directory := _DIRECTORY.fullmatch(config.url):
         return DirectoryHub(Path(directory[1]), telemetry=telemetry, clock=clock)
-    if bucket := _BUCKET.fullmatch(config.url):
-        return _s3_hub(config, bucket[1], bucket[2] or "", telemetry, clock)
+    if place := _place(config.url):
+        return _s3_hub(config, place, telemetry, clock)
     repository = _REPOSITORY.fullmatch(config.url)
     assert repository is not None, "HubConfig lets no other form through"
     return HuggingFaceHub(
@@ -133,10 +134,16 @@ def build_hub(config: HubConfig, *, token: Secret | None, telemetry: Telemetry, 
     )
 
 
-def _s3_hub(config: HubConfig, bucket: str, prefix: str, telemetry: Telemetry, clock: Clock) -> Hub:
+def _place(url: str) -> Place | None:
+    """The prefix of a bucket that `url` names; its objects have addresses without escapes."""
+    place = read_place(url)
+    return place if place and _PREFIX.fullmatch(place.prefix) else None
+
+
+def _s3_hub(config: HubConfig, place: Place, telemetry: Telemetry, clock: Clock) -> Hub:
     address = S3Address(
-        bucket=bucket,
-        prefix=prefix,
+        bucket=place.bucket,
+        prefix=place.prefix,
         endpoint=_address(config.endpoint),
         region=config.region,
         public_url=_address(config.public_url),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distributed_training.hub import files
-from distributed_training.hub.attempts import Transient
 from distributed_training.hub.hub import MANIFEST, MANIFEST_BYTES, FileDigest
+from distributed_training.services.retry import Transient
 from template.clock import Clock
 from template.errors import ConfigurationError, HubError
 

@@ -2,7 +2,9 @@
 
 A release is a flat folder (model.safetensors, config.json, optimizer.safetensors, state.json, tokenizer files) under
 a tag, which is the epoch number. A hub looks into none of these files; it adds README.md (the model card) and
-release.json (this module's `Release`, with size and sha256 of every file). One hub belongs to one run.
+release.json: this module's `Release`, with size and sha256 of every file, and `folder`, which leads from the address of
+release.json to that of the files ("" if they lie beside it), so that plain HTTP can get all of a release without
+listing anything. One hub belongs to one run.
 
 Implementations: `directory.py`, `huggingface.py`, `s3.py`, `memory.py`; `build.py` chooses by URL. All four pass
 tests/hub/test_hub_conformance.py.
@@ -28,7 +30,7 @@ MANIFEST = "release.json"
 MANIFEST_BYTES = 1 << 20
 FILES_PER_RELEASE = 256
 
-_FORMAT = 1
+_FORMAT = 2
 _RUN_ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,95}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -113,6 +115,7 @@ class Publication:
 
 
 Accept = Callable[[Release], None]
+Folder = Callable[[Release], str]  # a relative reference (RFC 3986), with a slash at its end, or empty
 
 
 def anything(_: Release) -> None:
@@ -212,29 +215,36 @@ def settle(held: Release, tag: ModelTag) -> Publication:
     )
 
 
-def manifest_of(release: Release) -> bytes:
-    """release.json: canonical, so equal releases give equal bytes."""
-    document = {"format": _FORMAT, **dataclasses.asdict(release)}
+def beside(_: Release) -> str:
+    """The files lie where release.json does."""
+    return ""
+
+
+def manifest_of(release: Release, folder: Folder = beside) -> bytes:
+    """release.json: canonical, so equal releases in equal places give equal bytes."""
+    document = {"format": _FORMAT, "folder": folder(release), **dataclasses.asdict(release)}
     return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def read_manifest(content: bytes, epoch: int) -> Release:
+def read_manifest(content: bytes, epoch: int, folder: Folder = beside) -> Release:
     """The release in a release.json that was found under the tag of `epoch`.
 
     Raises:
-        HubError: not a release, of an unknown format, or of another epoch.
+        HubError: not a release, of an unknown format, of another epoch, or with files in another place than `folder`.
     """
     _require(len(content) <= MANIFEST_BYTES, f"release.json of epoch {epoch} is larger than {MANIFEST_BYTES} bytes")
     try:
         document = json.loads(content)
         found = document.pop("format") if isinstance(document, dict) else None
         _require(found == _FORMAT, f"release.json of epoch {epoch} has the unknown format {found!r}")
+        place = document.pop("folder")
         release = _RELEASE.validate_json(json.dumps(document))
     except (ValueError, KeyError, RecursionError, ValidationError) as error:
         raise HubError(
             f"tag {epoch} holds no release of this project: {type(error).__name__} in release.json"
         ) from error
     _require(release.epoch == epoch, f"tag {epoch} holds the release of epoch {release.epoch}")
+    _require(place == folder(release), f"release.json of epoch {epoch} names another folder than its files lie in")
     return release
 
 

@@ -31,7 +31,7 @@ from distributed_training.hub.hub import (
     settle,
 )
 from distributed_training.hub.huggingface_client import HuggingFaceClient, Refs, RepositoryMissing
-from distributed_training.hub.retry import RetryPolicy
+from distributed_training.services.retry import RetryPolicy
 from template.clock import Clock
 from template.config import Secret
 from template.errors import HubError, NotPublished

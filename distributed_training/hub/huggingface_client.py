@@ -18,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from distributed_training.hub.attempts import Transient
 from distributed_training.hub.card import card
 from distributed_training.hub.download import Body, Receiver, Timeouts
 from distributed_training.hub.hub import CARD, MANIFEST, FileDigest, Release, epoch_of, manifest_of, read_manifest
-from distributed_training.hub.retry import retry_after
+from distributed_training.services.retry import Transient, is_transient, retry_after
 from template.clock import Clock
 from template.config import Secret
 from template.errors import HubError
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TRANSIENT_STATUS = frozenset({408, 409, 412, 425, 429})  # 409, 412: somebody else's commit came between
+_OVERTAKEN = frozenset({409, 412})  # somebody else's commit came between
 _DAMAGED = "BadDigest"  # the store of large files received other bytes than were sent
 _REASON_CHARACTERS = 300
 
@@ -192,7 +191,7 @@ class HuggingFaceClient:
     def _translate_status(self, error: Any, reason: str) -> Transient | HubError:
         status = error.response.status_code
         damaged = status == 400 and _DAMAGED in error.response.text
-        if status in _TRANSIENT_STATUS or status >= 500 or damaged:
+        if is_transient(status) or status in _OVERTAKEN or damaged:
             return Transient(f"HTTP {status}: {reason}", retry_after(error.response.headers, self._clock.time()))
         whose = "the hub token" if self._token else "anonymous access (no hub token is set)"
         if isinstance(error, self._library.errors.RepositoryNotFoundError):

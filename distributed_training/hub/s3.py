@@ -4,10 +4,10 @@
     releases/index.json                   the epochs, for readers who may not list
     models/<epoch>/<files>/<name>         the files, README.md among them
 
-`<files>` is a hash over the files, so publishers of different models never write the same object, and publishers of
-the same bytes share them: what one had uploaded before it was killed, the next one finds. Nobody can see a release
-before its tag is there. The card beside the files is for people who look at the bucket; a fetched folder's card is
-made from its release.json.
+The tag names the folder of its files. `<files>` is a hash over them, so publishers of different models never write the
+same object, and publishers of the same bytes share them: what one had uploaded before it was killed, the next one
+finds. Nobody can see a release before its tag is there. The card beside the files is for people who look at the bucket;
+a fetched folder's card is made from its release.json.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from distributed_training.hub.hub import (
     release_of,
     settle,
 )
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.hub.s3_client import Absent, Denied, S3Address, S3Client
+from distributed_training.services.retry import RetryPolicy
 from template.clock import Clock
 from template.errors import HubError, HubUnavailable, NotPublished
 from template.telemetry import Telemetry
@@ -140,7 +140,7 @@ class S3Hub:
                 content = await self._attempts.read(f"tag {epoch}", lambda: self._client.small(_tag(epoch)))
             except Absent:
                 return None
-            self._known[epoch] = read_manifest(content, epoch)
+            self._known[epoch] = read_manifest(content, epoch, _from_tag)
         return self._known[epoch]
 
     # -- publishing
@@ -161,7 +161,7 @@ class S3Hub:
         return publication
 
     async def _tag(self, release: Release) -> Publication:
-        content = manifest_of(release)
+        content = manifest_of(release, _from_tag)
         put = functools.partial(self._client.put_new, _tag(release.epoch), content, _JSON)
         if await self._attempts.write(release.epoch, "tag", put):
             return Publication(release=release, new=True)
@@ -252,6 +252,11 @@ def _folder(release: Release) -> str:
     """Where the files of a release lie: equal for equal files of the same epoch only."""
     lines = "".join(f"{file.sha256} {file.size} {file.name}\n" for file in release.files)
     return f"{_models(release.epoch)}{hashlib.sha256(lines.encode()).hexdigest()[:16]}/"
+
+
+def _from_tag(release: Release) -> str:
+    """The same, from where the tag lies."""
+    return f"../{_folder(release)}"
 
 
 def _read_index(content: bytes) -> tuple[int, ...]:

@@ -4,43 +4,32 @@ Every call is one try. It returns, or raises `Transient` (worth another try), or
 same). Writing and listing go through boto3. Reading is plain HTTP, signed if there are credentials: so it is bounded
 in size and time, resumed where it broke off, and works on a public address that knows nothing of S3.
 
-Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN) or a profile
-(AWS_PROFILE, ~/.aws); nothing else is asked, no metadata service. Without any, requests are anonymous. What is sent
-carries Content-MD5, so that a body damaged on its way is refused and never stored.
+Whose bucket it is, and what its errors mean, is in services/s3.py.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import logging
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from distributed_training.hub.attempts import Transient
+import httpx
+
 from distributed_training.hub.download import Body, Receiver, Timeouts
 from distributed_training.hub.hub import FileDigest
-from distributed_training.hub.retry import retry_after
+from distributed_training.services.s3 import Place, Refusal, S3Connection, md5_of, status_of
 from template.clock import Clock
-from template.errors import ConfigurationError, HubError
-
-if TYPE_CHECKING:
-    import httpx
+from template.errors import HubError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429})
-# a body that did not arrive as it was sent: S3 says 400, and the next try may arrive
-_TRANSIENT_CODES = frozenset({"BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"})
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
-_REASON_CHARACTERS = 300
 _ERROR_BYTES = 8192
 _DIGEST = "sha256"  # the name of an object's metadata
 Stored = tuple[int, str | None]  # bytes, sha256
@@ -57,27 +46,16 @@ class Denied(HubError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class S3Address:
+class S3Address(Place):
     """Where a hub's objects lie.
 
     `endpoint`: address of the S3 API, None for Amazon's own; `region`: None for that of profile or environment;
     `public_url`: where anybody reads `<prefix>/<key>` over plain HTTP, None if that is the S3 API itself.
     """
 
-    bucket: str
-    prefix: str
     endpoint: str | None
     region: str | None
     public_url: str | None
-
-    @property
-    def url(self) -> str:
-        """The hub's name."""
-        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
-
-    def key(self, name: str) -> str:
-        """The object that the hub calls `name`."""
-        return f"{self.prefix}/{name}" if self.prefix else name
 
 
 class S3Client:
@@ -88,34 +66,31 @@ class S3Client:
     """
 
     def __init__(self, address: S3Address, *, timeouts: Timeouts, clock: Clock) -> None:
-        import boto3  # with httpx and botocore only where this hub is used
-        import botocore.exceptions
-        import httpx
+        import botocore.exceptions  # only where this hub is used
 
         self._address = address
         self._errors = botocore.exceptions
-        self._http = httpx
-        self._clock = clock
         self._receiver = Receiver(timeouts.download, clock)
-        try:
-            self._session = _local_session(boto3)
-            self._credentials = self._session.get_credentials()
-            self._region = address.region or self._session.region_name or ("auto" if address.endpoint else "us-east-1")
-            self._s3 = self._make_client(timeouts, signed=self._credentials is not None)
-            self._addresses = self._make_client(timeouts, signed=False)
-        except (self._errors.BotoCoreError, ValueError) as error:
-            raise ConfigurationError(f"{address.url}: {error}; set AWS_PROFILE and AWS_REGION right") from None
+        self._connection = S3Connection(
+            address.url,
+            endpoint=address.endpoint,
+            region=address.region,
+            connect=timeouts.connect,
+            idle=timeouts.idle,
+            clock=clock,
+        )
+        self._s3 = self._connection.client
         # nothing that was signed follows a redirect to another host
         self._reader = httpx.Client(
-            timeout=httpx.Timeout(timeouts.idle, connect=timeouts.connect), follow_redirects=self._credentials is None
+            timeout=httpx.Timeout(timeouts.idle, connect=timeouts.connect), follow_redirects=self.anonymous
         )
-        for connections in (self._s3, self._reader):  # a hub lives as long as its neuron and has no end of its own
+        for connections in (self._connection, self._reader):  # a hub lives as long as its neuron
             weakref.finalize(self, connections.close)
 
     @property
     def anonymous(self) -> bool:
         """Whether there are no credentials."""
-        return self._credentials is None
+        return self._connection.anonymous
 
     def names(self, folder: str) -> list[str]:
         """The objects directly in `folder` ("releases/"), without the folder's name, and its folders, with a slash.
@@ -171,21 +146,6 @@ class S3Client:
 
     # -- how each is done
 
-    def _make_client(self, timeouts: Timeouts, signed: bool) -> Any:
-        import botocore
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=timeouts.connect,
-            read_timeout=timeouts.idle,
-            retries={"total_max_attempts": 1},  # tries are counted in one place
-            s3={"addressing_style": "path" if self._address.endpoint else "auto"},
-            request_checksum_calculation="when_required",  # not every S3 knows the newer ones; Content-MD5 it does
-            response_checksum_validation="when_required",
-            signature_version=None if signed else botocore.UNSIGNED,
-        )
-        return self._session.client("s3", endpoint_url=self._address.endpoint, region_name=self._region, config=config)
-
     def _names(self, prefix: str) -> list[str]:
         names: list[str] = []
         pages = self._s3.get_paginator("list_objects_v2").paginate(
@@ -198,59 +158,47 @@ class S3Client:
 
     @contextmanager
     def _stream(self, name: str, offset: int) -> Iterator[Body]:
-        response = self._reader.send(self._request(self._address.key(name), offset), stream=True)
+        response = self._reader.send(self._request(name, offset), stream=True)
         try:
             if response.status_code not in (200, 206):
-                raise self._refused(response)
+                raise self._connection.failure_of(response, self._refused)
             yield Body(response.iter_raw(), resumed=response.status_code == 206)
         finally:
             response.close()
 
-    def _request(self, key: str, offset: int) -> httpx.Request:
-        address, headers = self._public_address(key), {"accept-encoding": "identity"}  # the bytes as they lie there
+    def _request(self, name: str, offset: int) -> httpx.Request:
+        address, headers = self._public_address(name), {"accept-encoding": "identity"}  # the bytes as they lie there
         if offset:
             headers["range"] = f"bytes={offset}-"
         if address is None:
-            parameters = {"Bucket": self._address.bucket, "Key": key}
-            address = str(self._addresses.generate_presigned_url("get_object", Params=parameters))
-            headers |= self._signature(address)
+            address = f"{self._connection.base(self._address)}{name}"
+            headers |= self._connection.signature(address)
         return self._reader.build_request("GET", address, headers=headers)
 
-    def _public_address(self, key: str) -> str | None:
+    def _public_address(self, name: str) -> str | None:
         """Where anybody may read an object, None if only the S3 API is known or this neuron may use it."""
-        if self._address.public_url is None or self._credentials is not None:
+        if self._address.public_url is None or not self.anonymous:
             return None
-        return f"{self._address.public_url}/{key}"
-
-    def _signature(self, address: str) -> dict[str, str]:
-        """The headers that show who asks."""
-        from botocore.auth import S3SigV4Auth
-        from botocore.awsrequest import AWSRequest
-
-        if self._credentials is None:
-            return {}
-        request = AWSRequest(method="GET", url=address)
-        S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        return dict(request.headers.items())
+        return f"{self._address.public_url}/{self._address.key(name)}"
 
     def _stored(self, key: str) -> Stored | None:
         try:
             found = self._s3.head_object(Bucket=self._address.bucket, Key=key)
         except self._errors.ClientError as error:
-            if _status(error) == 404:
+            if status_of(error) == 404:
                 return None
             raise
         return int(found["ContentLength"]), found.get("Metadata", {}).get(_DIGEST)
 
     def _put(self, name: str, content: bytes, **more: Any) -> None:
         key = self._address.key(name)
-        self._s3.put_object(Bucket=self._address.bucket, Key=key, Body=content, ContentMD5=_md5(content), **more)
+        self._s3.put_object(Bucket=self._address.bucket, Key=key, Body=content, ContentMD5=md5_of(content), **more)
 
     def _put_new(self, name: str, content: bytes, content_type: str) -> bool:
         try:
             self._put(name, content, ContentType=content_type, IfNoneMatch="*")
         except self._errors.ClientError as error:
-            if _status(error) != 412:
+            if status_of(error) != 412:
                 raise
             return False
         return True
@@ -266,7 +214,7 @@ class S3Client:
             UploadId=upload,
             PartNumber=number,
             Body=content,
-            ContentMD5=_md5(content),
+            ContentMD5=md5_of(content),
         )
         return str(done["ETag"])
 
@@ -280,7 +228,7 @@ class S3Client:
         try:
             self._s3.abort_multipart_upload(Bucket=self._address.bucket, Key=key, UploadId=upload)
         except self._errors.ClientError as error:
-            if _status(error) != 404:
+            if status_of(error) != 404:
                 raise
 
     def _remove_folder(self, prefix: str) -> None:
@@ -295,39 +243,10 @@ class S3Client:
     # -- errors
 
     def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        from botocore.parsers import ResponseParserError
+        return self._connection.call(lambda: function(*args, **kwargs), self._refused)
 
-        try:
-            return function(*args, **kwargs)
-        except self._errors.ClientError as error:
-            said = error.response.get("Error", {})
-            headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            failure = self._translate(_status(error), str(said.get("Code", "")), str(said.get("Message", "")), headers)
-        except (
-            self._errors.HTTPClientError,
-            self._errors.ConnectionError,
-            ResponseParserError,  # a proxy's HTML page
-            self._http.RequestError,
-        ) as error:
-            failure = Transient(f"{self._address.url}: {self._reason(f'{type(error).__name__}: {error}')}")
-        except (self._errors.BotoCoreError, self._http.InvalidURL) as error:
-            failure = HubError(f"{self._address.url}: {self._reason(f'{type(error).__name__}: {error}')}")
-        raise failure  # outside the handler, so that nothing is chained
-
-    def _refused(self, response: httpx.Response) -> Transient | HubError:
-        """What an answer to a reader means; of its body only the beginning is read."""
-        content = bytearray()
-        for chunk in response.iter_raw():
-            content += chunk
-            if len(content) > _ERROR_BYTES:
-                break
-        code = _CODE.search(content)
-        return self._translate(response.status_code, code[1].decode() if code else "", "", response.headers)
-
-    def _translate(self, status: int, code: str, message: str, headers: Mapping[str, str]) -> Transient | HubError:
-        reason = self._reason(f"HTTP {status} {code} {message}")
-        if status in _TRANSIENT_STATUS or status >= 500 or code in _TRANSIENT_CODES:
-            return Transient(reason, retry_after(headers, self._clock.time()))
+    def _refused(self, refusal: Refusal) -> HubError:
+        status, code, reason = refusal.status, refusal.code, refusal.reason
         if code == "NoSuchBucket":
             return HubError(f"there is no bucket {self._address.bucket} at {self._where}: make it, or check the name")
         if status == 404:
@@ -347,34 +266,3 @@ class S3Client:
     @property
     def _where(self) -> str:
         return self._address.endpoint or "Amazon S3"
-
-    def _reason(self, text: str) -> str:
-        """One line, without a credential."""
-        line = " ".join(text.split())
-        if self._credentials is not None:
-            held = self._credentials.get_frozen_credentials()
-            for secret in (held.access_key, held.secret_key, held.token):
-                line = line.replace(secret, "***") if secret else line
-        return line[:_REASON_CHARACTERS]
-
-
-def _local_session(boto3: Any) -> Any:
-    """A session that knows the credentials of environment and profile, and asks no metadata service for others.
-
-    At level DEBUG its library would write signatures and session tokens to a neuron's log.
-    """
-    library = logging.getLogger("botocore")
-    library.setLevel(max(library.level, logging.INFO))
-    session = boto3.session.Session()
-    providers = session._session.get_component("credential_provider")
-    for service in ("container-role", "iam-role"):
-        providers.remove(service)
-    return session
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _md5(content: bytes) -> str:
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()

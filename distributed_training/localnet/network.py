@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import shutil
 import socket
 import sys
@@ -23,6 +25,7 @@ from template.clock import SystemClock
 from template.errors import ConfigurationError
 
 ADDRESS = "127.0.0.2"  # on the loopback; the chain refuses 127.0.0.1 as an axon's address
+_PORTS = range(20_000, 32_000)  # systems give later ones to connections that go out, before a neuron starts or again
 BLOCK_SECONDS = 1.0
 TEMPO = 20
 VALIDATOR_STAKE = 1000.0  # TAO
@@ -219,10 +222,21 @@ def remove(folder: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago on the localnet's address."""
-    sockets = [socket.create_server((ADDRESS, 0)) for _ in range(count)]
+    """Ports that were free a moment ago on the localnet's address.
+
+    Raises:
+        ConfigurationError: there are not so many.
+    """
+    candidates = random.SystemRandom().sample(_PORTS, len(_PORTS))
+    found = list(itertools.islice(filter(_is_free, candidates), count))
+    if len(found) < count:
+        raise ConfigurationError(f"{count} free ports are needed from {_PORTS.start} to {_PORTS.stop - 1} on {ADDRESS}")
+    return found
+
+
+def _is_free(port: int) -> bool:
     try:
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+        socket.create_server((ADDRESS, port)).close()
+    except OSError:
+        return False
+    return True

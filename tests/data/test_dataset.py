@@ -23,8 +23,8 @@ from distributed_training.data.parquet import ParquetSource
 from distributed_training.data.row_groups import RowMap
 from distributed_training.data.split import Split
 from distributed_training.data.store import Patience, Patient
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.run import load_run
+from distributed_training.services.retry import RetryPolicy
 from template.config import Secret
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 from tests.servers.datasets import add_dataset

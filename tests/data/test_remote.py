@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +23,8 @@ from distributed_training.data.remote import CorpusConfig, open_address, open_sh
 from distributed_training.data.s3 import S3Store
 from distributed_training.data.shards import MANIFEST, ShardSource
 from distributed_training.data.store import Absent, FolderStore, Patience, Patient, Shelf, Store
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.run import DataSpec
+from distributed_training.services.retry import RetryPolicy
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 from template.telemetry import MemorySink, Telemetry
 from tests.servers.s3 import Fault, S3Server
@@ -83,7 +86,7 @@ def test_shelves_bound_what_they_read(shelf: Shelf) -> None:
         shelf.whole("a", 9)
     with pytest.raises(Exception, match=r"shorter|broke off") as failure:
         shelf.read("a", 5, 11)
-    assert type(failure.value).__name__ in ("SourceUnavailable", "NotNow")
+    assert type(failure.value).__name__ in ("SourceUnavailable", "Transient")
     shelf.close()
 
 
@@ -118,6 +121,27 @@ def test_strangers_read_every_page(store: Store, uploaded: S3Server) -> None:
     found = [token for page in range(source.pages) for token in source.tokens(page)]
     assert found == expected(DOCUMENTS)
     assert {request.token for request in uploaded.requests} == {None}
+
+
+@pytest.mark.integration
+def test_the_lean_server_is_read_as_a_bucket_is(tmp_path: Path) -> None:
+    """The server that readers are measured with gives ranges, ends, whole files and S3's word for what is not there."""
+    Build(tmp_path / "corpus" / "v1").run()
+    command = [sys.executable, "-m", "tests.servers.bucket_files", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            public, api = HttpStore(f"{address}/corpus/v1"), S3Store("s3://corpus/v1", endpoint=address)
+            for store in (public, api):
+                source = source_of(store)
+                assert [token for page in range(source.pages) for token in source.tokens(page)] == expected(DOCUMENTS)
+                assert store.tail(MANIFEST, 2)[0] == (tmp_path / "corpus" / "v1" / MANIFEST).read_bytes()[-2:]
+                with pytest.raises(Absent, match="HTTP 404"):
+                    store.read("none.bin", 0, 4)
+                store.close()
+        finally:
+            process.terminate()
 
 
 FAULTS: list[dict[str, Any]] = [
@@ -198,7 +222,7 @@ def test_slow_answers_end(uploaded: S3Server) -> None:
 def test_dead_bucket_is_an_outage() -> None:
     """Nobody listens there."""
     store = Patient(S3Store("s3://corpus/v1", endpoint="http://127.0.0.1:9", timeouts=TIMEOUTS), HASTE)
-    with pytest.raises(SourceUnavailable, match=r"s3://corpus/v1 was tried 3 times .*EndpointConnectionError"):
+    with pytest.raises(SourceUnavailable, match=r"s3://corpus/v1 was tried 3 times .*ConnectError"):
         store.read("a", 0, 1)
     store.close()
 
@@ -230,6 +254,18 @@ def test_a_refused_writer_is_told(server: S3Server, monkeypatch: pytest.MonkeyPa
     assert "secretsecret" not in str(no.value)
     assert "AKIASTRANGER" not in str(no.value)
     build.shelf.close()
+
+
+def test_credentials_are_in_no_log(server: S3Server, writer: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Not even at the chattiest level, and although every request is signed."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "botocore")
+    store = S3Store("s3://corpus/some/prefix", endpoint=server.url, timeouts=TIMEOUTS)
+    store.put("a.bin", b"0123456789")
+    assert store.whole("a.bin", 10) == b"0123456789"
+    assert {request.token for request in server.requests} == {KEY}
+    assert not any(word in caplog.text for word in (KEY, "secretsecret", "Signature"))
+    store.close()
 
 
 def shards_spec(path: str, **changes: Any) -> DataSpec:

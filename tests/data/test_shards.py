@@ -20,10 +20,10 @@ from distributed_training.data.build_shards import BuildConfig, Builder, Page, P
 from distributed_training.data.cache import BlockCache
 from distributed_training.data.shards import MANIFEST, Manifest, ShardSource, read_manifest
 from distributed_training.data.source import MemorySource
-from distributed_training.data.store import FolderStore, NotNow, Patience, Patient, Store
+from distributed_training.data.store import FolderStore, Patience, Patient, Store
 from distributed_training.data.tokenizer import ByteTokenizer, Tokenizer
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.run import DataSpec
+from distributed_training.services.retry import RetryPolicy, Transient
 from template.errors import ConfigurationError, DataError, SourceUnavailable
 
 HASTE = Patience(policy=RetryPolicy(tries=3, first_delay=0.01, longest_delay=0.02), seconds=20.0, rest=0.0)
@@ -227,7 +227,7 @@ class Watched:
         return self._given(name, self._store.read(name, start, stop))
 
     def tail(self, name: str, count: int) -> tuple[bytes, int]:
-        raise NotNow("never asked")
+        raise Transient("never asked")
 
     def whole(self, name: str, limit: int) -> bytes:
         return self._given(name, self._store.whole(name, limit))

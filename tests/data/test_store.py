@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training.data.store import FolderStore, NotNow, Patience, Patient, SourceRetried
-from distributed_training.hub.retry import RetryPolicy
+from distributed_training.data.store import FolderStore, Patience, Patient, SourceRetried
+from distributed_training.services.retry import RetryPolicy, Transient
 from template.errors import ConfigurationError, SourceUnavailable
 from template.telemetry import MemorySink, Telemetry
 
@@ -78,19 +78,19 @@ def patient(store: Failing, time: Time, sink: MemorySink | None = None, **change
 def test_failures_are_ridden_out_and_told(time: Time) -> None:
     """Every kind of read comes through; each wait doubles up to the longest and is an event with its reason."""
     sink = MemorySink()
-    store = Failing(time, *[NotNow("HTTP 503")] * 3)
+    store = Failing(time, *[Transient("HTTP 503")] * 3)
     assert patient(store, time, sink).read("a", 1, 3) == b"ns"
     assert time.waits == [1.0, 2.0, 3.0]
     assert [(r["kind"], r["tried"], r["reason"]) for r in sink.records] == [
         (SourceRetried.__name__, i, "HTTP 503") for i in (1, 2, 3)
     ]
-    assert patient(Failing(time, NotNow("x")), time).tail("a", 2) == (b"er", 6)
-    assert patient(Failing(time, NotNow("x")), time).whole("a", 9) == b"answer"
+    assert patient(Failing(time, Transient("x")), time).tail("a", 2) == (b"er", 6)
+    assert patient(Failing(time, Transient("x")), time).whole("a", 9) == b"answer"
 
 
 def test_tries_are_bounded(time: Time) -> None:
     """After the policy's tries it is an outage, with the last reason."""
-    store = Failing(time, *[NotNow(f"reason {i}") for i in range(9)])
+    store = Failing(time, *[Transient(f"reason {i}") for i in range(9)])
     with pytest.raises(SourceUnavailable, match="afar was tried 4 times in 10 s in vain: reason 3"):
         patient(store, time).whole("a", 9)
     assert store.calls == 4
@@ -98,7 +98,7 @@ def test_tries_are_bounded(time: Time) -> None:
 
 def test_time_is_bounded(time: Time) -> None:
     """No try begins that would begin after the time is over."""
-    store = Failing(time, *[NotNow("slow")] * 9)
+    store = Failing(time, *[Transient("slow")] * 9)
     with pytest.raises(SourceUnavailable, match="3 times"):
         patient(store, time, seconds=6.5).whole("a", 9)
     assert time.now <= 6.5
@@ -114,28 +114,28 @@ def test_what_cannot_be_mended_is_not_tried_again(time: Time) -> None:
 
 def test_servers_wish_to_wait_is_honoured(time: Time) -> None:
     """Up to a bound; a server that asks for an hour is left alone."""
-    assert patient(Failing(time, NotNow("429", retry_after=20.0)), time).whole("a", 9) == b"answer"
+    assert patient(Failing(time, Transient("429", retry_after=20.0)), time).whole("a", 9) == b"answer"
     assert time.waits == [20.0]
     with pytest.raises(SourceUnavailable):
-        patient(Failing(time, NotNow("429", retry_after=3600.0)), time).whole("a", 9)
+        patient(Failing(time, Transient("429", retry_after=3600.0)), time).whole("a", 9)
 
 
 def test_after_giving_up_each_call_tries_once(time: Time) -> None:
     """Whoever has many pages to read learns at once that the source is away, and at once that it is back."""
-    store = Failing(time, *[NotNow("down")] * 6)
+    store = Failing(time, *[Transient("down")] * 6)
     reader = patient(store, time)
     for calls in (4, 5, 6):
         with pytest.raises(SourceUnavailable):
             reader.whole("a", 9)
         assert store.calls == calls
     assert reader.whole("a", 9) == b"answer"
-    store.failures = [NotNow("again"), NotNow("again")]
+    store.failures = [Transient("again"), Transient("again")]
     assert reader.whole("a", 9) == b"answer"
 
 
 def test_rest_ends(time: Time) -> None:
     """After a while it is tried as long as before."""
-    store = Failing(time, *[NotNow("down")] * 6)
+    store = Failing(time, *[Transient("down")] * 6)
     reader = patient(store, time)
     with pytest.raises(SourceUnavailable):
         reader.whole("a", 9)
@@ -145,7 +145,7 @@ def test_rest_ends(time: Time) -> None:
 
 def test_closing_ends_waiting(time: Time) -> None:
     """A neuron that stops does not wait for the end of an outage: real threads, real time."""
-    store = Failing(time, *[NotNow("down")] * 9)
+    store = Failing(time, *[Transient("down")] * 9)
     reader = Patient(store, Patience(policy=RetryPolicy(tries=9, first_delay=50.0), seconds=500.0))
     failed: list[BaseException] = []
 

@@ -15,9 +15,9 @@ from distributed_training.hub.download import Timeouts
 from distributed_training.hub.hub import Hub, ModelTag
 from distributed_training.hub.huggingface import HuggingFaceHub
 from distributed_training.hub.memory import MemoryHub
-from distributed_training.hub.retry import RetryPolicy
 from distributed_training.hub.s3 import S3Hub
 from distributed_training.hub.s3_client import S3Address
+from distributed_training.services.retry import RetryPolicy
 from template.config import Secret
 from template.telemetry import MemorySink, Telemetry
 from tests.servers.hub import HubServer, Repository

@@ -52,7 +52,9 @@ async def test_the_manifest_is_for_programs(
     await hub.publish(folder, make_tag())
     release = await hub.fetch(7, tmp_path / "got")
     assert (tmp_path / "got" / MANIFEST).read_bytes() == manifest_of(release)
-    for file in json.loads((tmp_path / "got" / MANIFEST).read_bytes())["files"]:
+    document = json.loads((tmp_path / "got" / MANIFEST).read_bytes())
+    assert document["folder"] == ""
+    for file in document["files"]:
         content = (folder / file["name"]).read_bytes()
         assert (file["size"], file["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
 

@@ -109,10 +109,12 @@ async def test_a_damaged_file_is_never_handed_out(
     [
         b"",
         b"[]",
-        b'{"format": 2}',
         b'{"format": 1}',
+        b'{"format": 2}',
         b"[" * 100_000,
-        b'{"format": 1, "files": [{"name": "../../etc/passwd", "size": 1, "sha256": "' + b"0" * 64 + b'"}]}',
+        b'{"format": 2, "folder": "", "files": [{"name": "../../etc/passwd", "size": 1, "sha256": "'
+        + b"0" * 64
+        + b'"}]}',
     ],
 )
 async def test_a_manifest_that_is_none_is_refused(

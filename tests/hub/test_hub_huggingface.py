@@ -339,7 +339,7 @@ async def test_a_tag_that_is_no_release_is_named(server: HubServer, make_hugging
     assert await make_huggingface_hub().releases() == ()
     with pytest.raises(NotPublished):
         await make_huggingface_hub().fetch(1, Path("never"))
-    bad = repository.commit({MANIFEST: Blob(b'{"format": 1}', lfs=False)}, "by hand")
+    bad = repository.commit({MANIFEST: Blob(b'{"format": 2}', lfs=False)}, "by hand")
     repository.tags["12"] = bad
     with pytest.raises(HubError, match="tag 12 holds no release"):
         await make_huggingface_hub().releases()

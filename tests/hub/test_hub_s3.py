@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
+import json
 import logging
 import threading
+import urllib.parse
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from distributed_training.hub.build import HubConfig
-from distributed_training.hub.hub import read_manifest
 from template.errors import ConfigurationError, HubError, HubUnavailable, NotPublished, TagConflict
 from template.telemetry import MemorySink
 from tests.hub.conftest import KEY, KEY_SECRET, READING_KEY, HastyClock, MakeFolder, MakeS3Hub, MakeTag
@@ -200,6 +203,7 @@ async def test_credentials_are_shown_nowhere(
 ) -> None:
     """Even when the server repeats them: not in the error, telemetry, the objects, or the log at its chattiest."""
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "botocore")
     s3_server.inject(Fault("PUT", "state.json", status=403, message=f"who is {KEY} with {KEY_SECRET}?"))
     hub = make_s3_hub()
     with pytest.raises(HubError, match=r"\*\*\* with \*\*\*") as caught:
@@ -288,9 +292,31 @@ async def test_hubs_with_other_prefixes_do_not_meet(
 async def test_the_tag_in_the_bucket_is_release_json(
     s3_server: S3Server, make_s3_hub: MakeS3Hub, make_folder: MakeFolder, make_tag: MakeTag
 ) -> None:
-    """What programs read over plain HTTP."""
+    """From its address alone a program gets every file by plain HTTP, with no right to list and no credentials."""
+    s3_server.listing = False
+    folder = make_folder()
+    await make_s3_hub().publish(folder, make_tag())
+    tag = f"{s3_server.url}/models/org/nano/releases/7.json"
+    stranger = httpx.AsyncClient()
+    release = (await stranger.get(tag)).json()
+    assert release["held_out_loss"] == 3.25
+    assert {file["name"] for file in release["files"]} == {path.name for path in folder.iterdir()}
+    for file in release["files"]:
+        content = (await stranger.get(urllib.parse.urljoin(tag, release["folder"] + file["name"]))).content
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
+        assert content == (folder / file["name"]).read_bytes()
+    await stranger.aclose()
+
+
+async def test_a_tag_that_names_another_folder_is_refused(
+    s3_server: S3Server, make_s3_hub: MakeS3Hub, make_folder: MakeFolder, make_tag: MakeTag
+) -> None:
+    """It would lead other programs astray."""
     await make_s3_hub().publish(make_folder(), make_tag())
-    assert read_manifest(s3_server.objects()["org/nano/releases/7.json"], 7).held_out_loss == 3.25
+    tag = "org/nano/releases/7.json"
+    s3_server.put(tag, json.dumps(json.loads(s3_server.objects()[tag]) | {"folder": ""}).encode())
+    with pytest.raises(HubError, match="epoch 7 names another folder"):
+        await make_s3_hub().releases()
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://B", "s3://bucket/a//b", "s3://bucket/../x y", "s3://ab"])

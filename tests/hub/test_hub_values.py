@@ -1,4 +1,4 @@
-"""The pure parts: values, manifest, card, back-off, secrets, configuration."""
+"""The pure parts: values, manifest, card, secrets, configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import pickle
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from distributed_training.hub.card import card
 from distributed_training.hub.directory import DirectoryHub
 from distributed_training.hub.hub import FileDigest, Release, manifest_of, read_manifest
 from distributed_training.hub.huggingface import HuggingFaceHub
-from distributed_training.hub.retry import RetryPolicy, retry_after
 from distributed_training.hub.s3 import S3Hub
 from template.clock import SystemClock
 from template.config import Secret
@@ -73,6 +71,9 @@ def test_a_manifest_says_all_of_a_release(
         ("files", [{"name": "a", "size": -1, "sha256": HASH}]),
         ("files", [{"name": "a", "size": 1, "sha256": HASH}] * 2),
         ("surplus", 1),
+        ("format", 1),
+        ("folder", "../elsewhere/"),
+        ("folder", None),
     ],
 )
 def test_a_manifest_with_a_wrong_value_is_refused(field: str, value: Any) -> None:
@@ -101,45 +102,6 @@ def test_the_card_tells_people_what_the_manifest_tells_programs() -> None:
 def test_the_card_does_not_invent_a_loss() -> None:
     """What was not measured is said to be so."""
     assert "| held-out loss | not measured |" in card(a_release(held_out_loss=None))
-
-
-def test_backoff_doubles_up_to_its_limit() -> None:
-    """Between half and all of 1, 2, 4, 5, 5 seconds, then no more."""
-    policy = RetryPolicy(tries=6, first_delay=1, longest_delay=5)
-    assert [policy.delay(tried, 0.0) for tried in range(1, 7)] == [0.5, 1.0, 2.0, 2.5, 2.5, None]
-    assert [policy.delay(tried, 1.0) for tried in range(1, 7)] == [1.0, 2.0, 4.0, 5.0, 5.0, None]
-
-
-@given(tried=st.integers(1, 99), jitter=st.floats(0, 1, exclude_max=True), asked=st.none() | st.floats(0, 600))
-def test_a_wait_is_never_shorter_than_asked_nor_longer_than_allowed(
-    tried: int, jitter: float, asked: float | None
-) -> None:
-    """Bounded, whatever the server says."""
-    policy = RetryPolicy(tries=100, longest_delay=60, longest_retry_after=300)
-    wait = policy.delay(tried, jitter, asked)
-    if asked is not None and asked > 300:
-        assert wait is None
-    else:
-        assert wait is not None
-        assert (asked or 0) <= wait <= 300
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "120"}, 120.0),
-        ({"retry-after": formatdate(1_000_030, usegmt=True)}, 30.0),
-        ({"retry-after": formatdate(999_000, usegmt=True)}, 0.0),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "-5"}, None),
-        ({"ratelimit": '"api";r=0;t=55'}, 55.0),
-        ({"ratelimit": '"api";r=3;t=55'}, None),
-    ],
-)
-def test_what_a_refusal_asks_for(headers: dict[str, str], seconds: float | None) -> None:
-    """Both forms of Retry-After, and the rate limit that the Hugging Face Hub states when it is used up."""
-    assert retry_after(headers, 1_000_000.0) == seconds
 
 
 def test_a_secret_is_not_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_a_folder_is_continued_only_by_what_made_it(tmp_path: Path) -> None:
     assert again.commands(5) == first.commands(5)
     with pytest.raises(ConfigurationError, match="--fresh"):
         open_network(tmp_path / "net", TINY, 3, 1, ()).prepare()
+
+
+def test_ports_are_none_that_the_system_gives_away(tmp_path: Path) -> None:
+    """A neuron may start minutes after its port was chosen, or again: no outgoing connection may hold it by then."""
+    open_network(tmp_path / "net", TINY, 3, 2, ()).prepare()
+    ports = json.loads((tmp_path / "net" / "ports.json").read_text())
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert len(set(ports)) == 5
+    assert all(1024 <= port < first for port in ports)
 
 
 def test_a_hub_elsewhere_is_named_to_every_neuron(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""When to try a hub again, and how long to wait: pure."""
+"""When a service on the network is tried again, and how long to wait before: pure.
+
+A client's call is one try. It returns, raises `Transient` (another try may succeed), or an error of this project's own
+(another try gives the same); data/store.py and hub/attempts.py count the tries.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,16 @@ from email.utils import parsedate_to_datetime
 
 from template.errors import ConfigurationError
 
+_TRANSIENT = frozenset({408, 425, 429})
 _RATE_LIMIT = re.compile(r'"\w+"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)')
+
+
+class Transient(Exception):
+    """This try failed and the next may not. `retry_after`: seconds that the other side asks to wait."""
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +44,11 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         if not 1 <= self.tries <= 100:
-            raise ConfigurationError("hub tries must lie between 1 and 100")
+            raise ConfigurationError("tries must lie between 1 and 100")
         if not 0 < self.first_delay <= self.longest_delay:
-            raise ConfigurationError("hub first_delay must be positive and at most longest_delay")
+            raise ConfigurationError("first_delay must be positive and at most longest_delay")
         if self.longest_retry_after < 0:
-            raise ConfigurationError("hub longest_retry_after must not be negative")
+            raise ConfigurationError("longest_retry_after must not be negative")
 
     def delay(self, tried: int, jitter: float, retry_after: float | None = None) -> float | None:
         """Seconds to wait after `tried` failures (from 1), None to give up. `jitter` lies in [0, 1)."""
@@ -46,6 +59,11 @@ class RetryPolicy:
         if retry_after is None:
             return wait
         return None if retry_after > self.longest_retry_after else max(wait, retry_after)
+
+
+def is_transient(status: int) -> bool:
+    """Whether an answer of this HTTP status says that the same request may do better later, whatever the service."""
+    return status in _TRANSIENT or status >= 500
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
