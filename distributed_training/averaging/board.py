@@ -184,7 +184,7 @@ class Board:
         link = self.links.get(accusation.uid)  # None: we are accused ourselves
         if link is None:
             return True  # stay, so that others can see for themselves
-        if accusation.uid in self.failures or (link.gave_up and not link.data_live):
+        if accusation.uid in self.failures or link.lost or (link.gave_up and link.data_open and not link.data_live):
             return False
         done = {"sender": link.part_done, "reducer": link.average_done, "voter": link.voted_or_lost}
         return not done[accusation.role]

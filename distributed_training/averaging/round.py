@@ -47,7 +47,8 @@ PROTOCOL = "dt-round/2"
 class RoundConfig:
     """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails.
 
-    Who was lost in CONNECT is asked again for up to `ask_seconds`: a busy machine may need that to answer.
+    Who was lost in CONNECT is asked again for up to `ask_seconds`, and in EXCHANGE streams stay open that long for those
+    who have not seen yet what another one saw: a busy machine may need it.
     A direct connection may take `direct_seconds` and at most `direct_share` of CONNECT; libp2p takes over then.
     """
 
@@ -208,8 +209,8 @@ class Round:
         moving = self._board.state is RoundState.EXCHANGE
         settled = now + self._config.settle_seconds
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
-        if not moving:
-            await self._board.until(self._board.explained, min(now + self._config.ask_seconds, deadline), _never)
+        heard = self._board.settled if moving else self._board.explained
+        await self._board.until(heard, min(now + self._config.ask_seconds, deadline), _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
             self._name_the_late(all_heard=True)
         self._board.name_unexplained()
