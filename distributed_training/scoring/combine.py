@@ -1,11 +1,20 @@
 """From the evidence of one epoch to scores, and from scores to weights.
 
     score  = g * s * (1 - beta + beta * b) * p          g gradient, s samples, b bandwidth, p participation
-    ema    = (1 - alpha) * ema + alpha * score          one per (uid, hotkey), over epochs
+    ema    = (1 - alpha) * ema + alpha * score          one per (uid, hotkey), over the epochs it was observed in
     weight = ema / sum of all ema                       all zero: no weights, the caller burns
 
 The moving average runs over scores and not over shares of one epoch: a share depends on who else was sampled in that
 epoch, which would pay a machine for splitting itself over several uids whenever only a part of the miners is sampled.
+
+It begins at zero and is not corrected for that. Summed over time an average is then exactly the scores that went into
+it: each sample is paid once, sooner or later. What a newcomer is not paid in its first epochs (`epochs_to_fair_share`)
+it is paid afterwards, and coming and going, or coming back under another hotkey, earns nothing. A correction would pay
+the first epoch in full and then once more while the average fades. For the same reason epochs in which a miner was not
+sampled change nothing: were the next sample to count for them too, work would pay best where one was not seen for long.
+
+A miner that the leader left out of the round could deliver nothing: it keeps what it has, as far as this epoch's
+verified work bears it out. So leaving out harms nobody who works, and being left out pays nobody who does not.
 
 `advance` is pure: the next `ScoreBook` and one `Row` a miner that holds everything that entered its weight.
 """
@@ -60,6 +69,7 @@ class Outcome(StrEnum):
     SCORED = "scored"
     FAILED_AUDIT = "failed an audit: set to zero"
     PENALTY = "unpaid after a failed audit"
+    LEFT_OUT = "left out by the leader: no more than before"
     KEPT = "kept: not observed"
 
 
@@ -221,10 +231,15 @@ def _score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) ->
     elif outcome is Outcome.PENALTY:
         ema = 0.0
     elif outcome is Outcome.SCORED:
-        alpha = rules.scoring.ema
-        ema = (1.0 - alpha) * before.ema + alpha * score.score
+        ema = _averaged(before.ema, score.score, rules.scoring.ema)
+    elif outcome is Outcome.LEFT_OUT:
+        ema = min(before.ema, _averaged(before.ema, score.score, rules.scoring.ema))
     after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through)
     return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
+
+
+def _averaged(before: float, score: float, alpha: float) -> float:
+    return (1.0 - alpha) * before + alpha * score
 
 
 def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tuple[Outcome, str]:
@@ -236,10 +251,21 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
-    if score.participation is None and evidence.standings:
-        return Outcome.KEPT, "in no round that counts, through no doing of its own"
     if score.gradient is None and evidence.steps.samples > 0:
         return Outcome.KEPT, "none of its records was audited"
+    if score.participation is None and evidence.standings:
+        return _not_in_any_round(evidence.standings)
     if score.score == 0:
         return Outcome.SCORED, "no verified samples" if evidence.steps.samples == 0 else "delivered in no round"
     return Outcome.SCORED, ""
+
+
+def _not_in_any_round(standings: Iterable[Standing]) -> tuple[Outcome, str]:
+    if Standing.LEFT_OUT in standings:
+        return Outcome.LEFT_OUT, "in no round that counts; its work of this epoch went into no average"
+    return Outcome.KEPT, "in no round that counts, through no doing of its own"
+
+
+def epochs_to_fair_share(alpha: float, within: float = 0.05) -> int:
+    """R: after so many epochs in which a newcomer was observed, its average is at most `within` short of its score."""
+    return 1 if alpha == 1 else math.ceil(math.log(within) / math.log(1 - alpha))

@@ -11,7 +11,8 @@ from bittensor import Client
 
 from distributed_training.scoring.combine import Entry, ScoreBook
 from distributed_training.validator.memory import MemoryFile, Remembered
-from distributed_training.validator.paymaster import CHAIN_PATIENCE_BLOCKS, Paymaster, earned
+from distributed_training.validator.paymaster import CHAIN_PATIENCE_BLOCKS, Paymaster
+from distributed_training.validator.payment import payment_of
 from template.chain.connect import connect
 from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain
@@ -191,5 +192,6 @@ async def test_who_lost_its_uid_is_not_paid_and_neither_is_its_successor(tmp_pat
         hotkeys = list(at.view.metagraph.hotkeys)
         hotkeys[2] = "5Newcomer"
         graph = replace(at.view.metagraph, hotkeys=tuple(hotkeys))
-        assert earned(at.memory.now.book, graph) == {3: 1.0}
-        assert earned(at.memory.now.book, replace(graph, hotkeys=graph.hotkeys[:2])) == {}
+        payment = payment_of(at.memory.now.book, graph)
+        assert (payment.departed, payment.shares) == ((2,), {3: 1.0})
+        assert payment_of(at.memory.now.book, replace(graph, hotkeys=graph.hotkeys[:2])).shares == {0: 1.0}
