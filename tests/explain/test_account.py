@@ -1,0 +1,172 @@
+"""Accounts from a real validator's log: complete, found again to the bit, and false if the log is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distributed_training.explain.__main__ import main
+from distributed_training.explain.account import account, replay_log
+from distributed_training.explain.log import read_log
+from distributed_training.scoring.combine import Outcome
+from distributed_training.scoring.participation import Standing
+from template.errors import ConfigurationError, StateError
+from tests.explain.test_log import REAL, records, written
+
+HONEST, CHEAT = 4, 6
+
+
+def test_an_honest_miner_s_account_is_complete() -> None:
+    """Every audit with its differences, the transfer, the round, each factor, the average, the weight and the chain."""
+    found = account(read_log(REAL), HONEST, 3)
+    row = found.row
+    assert len(row.evidence.audits) == 2
+    assert all(audit.passed and audit.loss_difference is not None for audit in row.evidence.audits)
+    assert row.evidence.transfers[0].bytes > 0
+    assert [(seen.standing, seen.completed) for seen in found.rounds] == [(Standing.DELIVERED, True)]
+    assert row.after.ema == 0.8 * row.before.ema + 0.2 * row.score.score
+    assert row.weight == row.after.ema / found.total
+
+
+def test_what_was_set_on_the_chain_is_part_of_it() -> None:
+    """When, with which share, and the u16 that the chain was read to hold."""
+    (first,) = account(read_log(REAL), HONEST, 0).chain
+    assert (first.outcome, first.stored, first.largest) == ("set", 65535, 65535)
+    assert first.set_in is not None
+    assert first.set_in >= first.block
+    assert first.share == pytest.approx(1 / 3)
+
+
+def cheat_epochs() -> dict[Outcome, int]:
+    """The first epoch of each outcome of the free-rider."""
+    log, found = read_log(REAL), {}
+    for event in reversed(log.scored):
+        for row in event.rows:
+            if row.evidence.uid == CHEAT:
+                found[row.outcome] = event.epoch
+    return found
+
+
+def test_a_cheat_reads_why_it_is_not_paid() -> None:
+    """The record that gave it away, then how long it stays unpaid."""
+    epochs = cheat_epochs()
+    failed = account(read_log(REAL), CHEAT, epochs[Outcome.FAILED_AUDIT])
+    assert "differs" in failed.row.reason
+    assert failed.row.weight == 0.0
+    unpaid = account(read_log(REAL), CHEAT, epochs[Outcome.PENALTY])
+    assert unpaid.row.reason.startswith("through epoch")
+    assert unpaid.silences or unpaid.row.evidence.audits
+
+
+def test_the_whole_log_is_found_again() -> None:
+    """Every epoch and every payment."""
+    found = replay_log(read_log(REAL))
+    scored = sum(record["kind"] == "EpochScored" for record in records())
+    paid = sum(record["kind"] == "WeightsSet" for record in records())
+    assert (found.epochs, found.payments, found.restarts) == (scored, paid, 0)
+    assert paid > 0
+
+
+def changed(kind: str, change: Callable[[dict[str, Any]], None], at: int = -1) -> list[dict[str, Any]]:
+    """The real log with one event of a kind changed."""
+    log = records()
+    change([record for record in log if record["kind"] == kind][at])
+    return log
+
+
+def test_changed_weights_are_found_out(tmp_path: Path) -> None:
+    """Weights that do not follow from the scores, and a chain that holds others, are named by uid."""
+    one = written(tmp_path / "a.jsonl", changed("WeightsSet", lambda r: r["weights"].update({"4": 0.4})))
+    with pytest.raises(StateError, match=r"uid 4: the scores give share 0\.333.*, the log says 0\.4"):
+        replay_log(read_log(one))
+    other = written(tmp_path / "b.jsonl", changed("WeightsSet", lambda r: r["stored"].update({"4": 65534})))
+    with pytest.raises(StateError, match="uid 4: the scores give u16 on the chain 65535, the log says 65534"):
+        account(read_log(other), HONEST)
+
+
+def test_a_lost_memory_is_a_new_beginning(tmp_path: Path) -> None:
+    """An epoch that follows none starts from nothing, and only if it really does."""
+    log = records()
+    first = next(record for record in log if record["kind"] == "EpochScored")
+    again = {**json.loads(json.dumps(first)), "epoch": 99}
+    assert replay_log(read_log(written(tmp_path / "a.jsonl", [*log, again]))).restarts == 1
+    again["rows"][0]["before"]["ema"] = 5.0
+    with pytest.raises(StateError, match=r"epoch 99, uid 3: the evidence gives before\.ema 0\.0, the log says 5\.0"):
+        replay_log(read_log(written(tmp_path / "b.jsonl", [*log, again])))
+
+
+def test_missing_epochs_are_named(tmp_path: Path) -> None:
+    """A log with a hole does not lead to what stands behind it."""
+    log = [record for record in records() if (record["kind"], record.get("epoch")) != ("EpochScored", 2)]
+    with pytest.raises(StateError, match="goes from epoch 1 to 3, which follows 2"):
+        replay_log(read_log(written(tmp_path / "log.jsonl", log)))
+
+
+def test_what_is_not_there_is_said() -> None:
+    """A uid or an epoch that was not scored, with those that were."""
+    with pytest.raises(ConfigurationError, match=r"uid 9 was not scored in epoch 3 of .*; scored: 3, 4, 5, 6"):
+        account(read_log(REAL), 9, 3)
+    with pytest.raises(ConfigurationError, match=r"epoch 99 was not scored in .*, which holds epochs 0 to"):
+        account(read_log(REAL), HONEST, 99)
+
+
+# --- the command
+
+
+def test_the_command_prints_every_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """For a person: the score, the average and the weight in full."""
+    assert main(["--uid", str(HONEST), "--epoch", "3", str(REAL)]) == 0
+    shown, row = capsys.readouterr().out, account(read_log(REAL), HONEST, 3).row
+    numbers = (row.score.score, row.before.ema, row.after.ema, row.weight)
+    for text in ("agrees", "delivered", *map(repr, numbers)):
+        assert text in shown
+
+
+def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as one JSON object, from which the weight follows."""
+    assert main(["--uid", str(HONEST), "--json", str(REAL)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["row"]["weight"] == shown["row"]["after"]["ema"] / shown["total"]
+    assert shown == json.loads(json.dumps(dataclasses.asdict(account(read_log(REAL), HONEST))))
+
+
+def test_the_command_replays(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line a log."""
+    assert main(["--replay", str(REAL), str(REAL)]) == 0
+    assert capsys.readouterr().out.count("identical to the bit") == 2
+
+
+def test_a_false_number_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the first number that differs."""
+
+    def raise_score(record: dict[str, Any]) -> None:
+        record["rows"][1]["after"]["ema"] = math.nextafter(record["rows"][1]["after"]["ema"], 1e9)
+
+    false = written(tmp_path / "log.jsonl", changed("EpochScored", raise_score))
+    assert main(["--uid", str(HONEST), str(false)]) == 1
+    assert "uid 4: the evidence gives after.ema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([str(REAL)], "give --uid of the miner"),
+        (["--uid", "77", str(REAL)], "uid 77 was not scored"),
+        (["--uid", "4", "--epoch", "77", str(REAL)], "epoch 77 was not scored"),
+        (["--uid", "4", "--run_id", "nano-1", str(REAL)], "another run than nano-1"),
+        (["--uid", "4", "/nowhere/events.jsonl"], "cannot be read as a log"),
+        (["--uid", "four", str(REAL)], "--uid"),
+    ],
+)
+def test_bad_questions_are_status_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line."""
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
