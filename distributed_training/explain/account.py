@@ -6,7 +6,6 @@ what it returns was found again, to the bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from distributed_training.explain.log import Log, Written
 from distributed_training.scoring.combine import Row, Rules, ScoreBook
 from distributed_training.scoring.explain import EpochScored, replay_epoch
 from distributed_training.scoring.participation import Standing
+from distributed_training.scoring.report import total_of
 from distributed_training.validator.payment import Limits, shares
 from template.chain.weights import WeightsStatus, quantised
 from template.errors import ConfigurationError, StateError
@@ -101,7 +101,7 @@ def account(log: Log, uid: int, epoch: int | None = None) -> Account:
         epoch=event.epoch,
         scored_at=log.events[at].time,
         burn=event.burn,
-        total=math.fsum(entry.ema for entry in book.entries),
+        total=total_of(book),
         rules=event.rules,
         row=row,
         rounds=tuple(_rounds(log, row, event.epoch)),

@@ -11,8 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from distributed_training.explain.account import Account, ChainAccount, Replayed
+from distributed_training.explain.mine import Judged, Mine, Reason, Shown
 from distributed_training.scoring.combine import Outcome, Row, Rules, epochs_to_fair_share
 from template.console import printable
+
+NUMBERS = frozenset(
+    ("record", "bytes", "seconds", "attempt", "block", "share", "u16", "stake", "weight on the chain", "set in block")
+)
 
 
 def show(console: Console, account: Account) -> None:
@@ -32,6 +37,57 @@ def show_replayed(console: Console, name: str, found: Replayed) -> None:
         ),
         soft_wrap=True,
     )
+
+
+def show_mine(console: Console, mine: Mine) -> None:
+    """Print what the validators think of a miner: a line each, then their reasons."""
+    console.print(plain(f"uid {mine.uid}, hotkey {mine.hotkey}, at block {mine.block}"))
+    table = _table("validator", "stake", "weight on the chain", "set in block", "scored epoch", "its weight", "outcome")
+    for one in mine.judged:
+        table.add_row(str(one.validator), f"{one.stake:.6g}", _maybe(one.share), str(one.set_in), *_verdict(one))
+    console.print(table)
+    console.print(plain("weights on the chain may be of an earlier epoch, and are rounded to u16"))
+    for one in mine.judged:
+        for reason in one.reasons:
+            console.print()
+            console.print(plain(f"validator {one.validator}, hotkey {one.hotkey}"))
+            show_reason(console, reason)
+
+
+def _verdict(one: Judged) -> tuple[RenderableType, ...]:
+    if not one.reasons:
+        return ("-", "-", plain(f"its report is false: {one.problem}" if one.problem else f"no report: {one.silent}"))
+    row = one.reasons[-1].scored.rows[0]
+    return (str(one.reasons[-1].scored.epoch), f"{row.weight:.6g}", plain(": ".join(filter(None, _said(row)))))
+
+
+def show_report(console: Console, report: Shown) -> None:
+    """Print a report whose signature holds."""
+    console.print(
+        plain(
+            f"validator {report.validator}, hotkey {report.signed_by}\n"
+            f"signed this for hotkey {report.asked_by} of run {report.run_id}, which asked at {when(report.time)}"
+        )
+    )
+    for reason in report.reasons:
+        console.print()
+        show_reason(console, reason)
+
+
+def show_reason(console: Console, reason: Reason) -> None:
+    """Print one epoch of a report."""
+    event, (row,) = reason.scored, reason.scored.rows
+    console.print(plain(f"epoch {event.epoch}: " + ": ".join(filter(None, _said(row)))))
+    seen = ", ".join(str(standing) for standing in row.evidence.standings) or "none was seen"
+    console.print(_section("Audits", _audits(row, event.rules, ())))
+    console.print(_section("Transfers to the validator", _transfers(row, event.rules)))
+    console.print(_section("Rounds", plain(seen)))
+    console.print(_section("From these to the score", factors(row, event.rules)))
+    console.print(_section("From the score to the weight", weight(row, event.rules, reason.total, event.burn)))
+
+
+def _said(row: Row) -> tuple[str, str]:
+    return str(row.outcome), row.reason
 
 
 def plain(text: str) -> Text:
@@ -67,7 +123,7 @@ def _section(title: str, content: RenderableType) -> RenderableType:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
-        number = name in ("record", "bytes", "seconds", "attempt", "block", "share", "u16")
+        number = name in NUMBERS
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     return table
 

@@ -182,7 +182,7 @@ def advance(
     for key in sorted(miners.items()):
         before = remembered.get(key) or Entry(uid=key[0], hotkey=key[1])
         item = seen.get(key) or Evidence(uid=key[0], hotkey=key[1], unobserved="not sampled")
-        rows.append(_score_miner(before, item, epoch, rules))
+        rows.append(score_miner(before, item, epoch, rules))
     after = ScoreBook(epoch=epoch, entries=tuple(row.after for row in rows))
     shares = weights(after) or {}
     return after, tuple(dataclasses.replace(row, weight=shares.get(row.after.uid, 0.0)) for row in rows)
@@ -222,7 +222,8 @@ def _bandwidth(evidence: Evidence, last: float | None, rules: Rules) -> tuple[fl
     return last, Source.LEFT_OUT if last is None else Source.LAST_KNOWN
 
 
-def _score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> Row:
+def score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> Row:
+    """One miner's row from what was seen of it alone; its weight, which takes all rows, is left at zero."""
     score = combine(evidence, before.bandwidth, rules)
     outcome, reason = _outcome(before, evidence, score, epoch)
     ema, unpaid_through = before.ema, before.unpaid_through

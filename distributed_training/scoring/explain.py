@@ -106,7 +106,7 @@ def replay_epoch(book: ScoreBook | None, event: EpochScored) -> ScoreBook:
     after, rows = advance(book, event.epoch, miners, [row.evidence for row in event.rows], event.rules)
     for logged, computed in zip(event.rows, rows, strict=True):
         if logged != computed:
-            raise StateError(f"epoch {event.epoch}, uid {logged.evidence.uid}: {_difference(logged, computed)}")
+            raise StateError(f"epoch {event.epoch}, uid {logged.evidence.uid}: {differences(logged, computed)}")
     if event.burn != (weights(after) is None):
         raise StateError(f"epoch {event.epoch}: burn is logged as {event.burn}")
     return after
@@ -123,12 +123,12 @@ def blank(entry: Entry) -> Entry:
     return Entry(uid=entry.uid, hotkey=entry.hotkey)
 
 
-def _difference(logged: Any, computed: Any, name: str = "") -> str:
+def differences(logged: Any, computed: Any, name: str = "") -> str:
     """The first number that differs, by its name."""
     if not dataclasses.is_dataclass(computed):
         return f"the evidence gives {name} {computed!r}, the log says {logged!r}"
     for field in dataclasses.fields(computed):
         ours, theirs = getattr(computed, field.name), getattr(logged, field.name)
         if ours != theirs:
-            return _difference(theirs, ours, f"{name}.{field.name}".lstrip("."))
+            return differences(theirs, ours, f"{name}.{field.name}".lstrip("."))
     raise AssertionError("the rows are equal")

@@ -21,12 +21,14 @@ from distributed_training.run import RunSpec
 from distributed_training.scoring.combine import Rules, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.participation import RoundSeen
+from distributed_training.scoring.report import Report
 from distributed_training.silence import Silence
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication, Publisher
+from distributed_training.validator.reports import ReportDesk
 from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
@@ -81,6 +83,7 @@ class Validator:
         self._telemetry = telemetry
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
+        self._reports = ReportDesk(node.uid)
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
         self._ended_with: State | None = None
         self._new_state = asyncio.Event()
@@ -94,8 +97,9 @@ class Validator:
         self._overtaken_at: int | None = None  # the block at which the miners were first seen ahead of us
 
     def attach(self, axon: Axon) -> None:
-        """Serve what a validator answers."""
+        """Serve what a validator answers. Anybody registered may ask how it was scored itself."""
         self._node.attach(axon, self.on_ended)
+        axon.attach(Report, self._reports.answer, validators_only=False)
 
     async def run(self) -> None:
         """Work until cancelled.
@@ -262,4 +266,6 @@ class Validator:
         miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)
-        self._telemetry.emit(score_epoch(before, after, rows, self._rules))
+        event = score_epoch(before, after, rows, self._rules)
+        self._reports.keep(event, after)
+        self._telemetry.emit(event)

@@ -156,7 +156,7 @@ def test_a_false_number_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([str(REAL)], "give --uid of the miner"),
+        ([str(REAL)], "give one of --uid"),
         (["--uid", "77", str(REAL)], "uid 77 was not scored"),
         (["--uid", "4", "--epoch", "77", str(REAL)], "epoch 77 was not scored"),
         (["--uid", "4", "--run_id", "nano-1", str(REAL)], "another run than nano-1"),
