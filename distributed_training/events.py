@@ -242,6 +242,18 @@ class AuditNotPossible(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptVoid(Event):
+    """A failed attempt counts against nobody: it was the `fault` of its leader, or of this validator itself."""
+
+    uid: int
+    epoch: int
+    attempt: int
+    round_id: str
+    fault: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Excluded(Event):
     """A miner that spoiled a round is left out of the groups until `until_epoch`."""
 

@@ -6,10 +6,18 @@ what it returns was found again, to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from distributed_training.events import Excluded, RoundFinished, RoundLed, Unseen, WeightsSet
+from distributed_training.events import (
+    AttemptVoid,
+    AuditNotPossible,
+    Excluded,
+    RoundFinished,
+    RoundLed,
+    Unseen,
+    WeightsSet,
+)
 from distributed_training.explain.log import Log, Written
 from distributed_training.scoring.combine import Row, Rules, ScoreBook
 from distributed_training.scoring.explain import EpochScored, replay_epoch
@@ -163,8 +171,9 @@ def _position(log: Log, epoch: int | None) -> int:
         return wanted[-1]
     held = [_epoch_at(log, at) for at in places]
     torn = "; its last line is torn, and may be that epoch: try again when it is complete" if log.torn else ""
+    reasons = "".join(f"; {event.reason}" for event in log.of(AuditNotPossible) if event.epoch == epoch)
     raise ConfigurationError(
-        f"epoch {epoch} was not scored in {log.path}, which holds epochs {min(held)} to {max(held)}{torn}"
+        f"epoch {epoch} was not scored in {log.path}, which holds epochs {min(held)} to {max(held)}{reasons}{torn}"
     )
 
 
@@ -190,6 +199,7 @@ def _rounds(log: Log, row: Row, epoch: int) -> Iterator[RoundAccount]:
     standings = row.evidence.standings
     finished = [event for event in log.of(RoundFinished) if event.epoch == epoch]
     led = {event.round_id: event for event in log.of(RoundLed)}
+    void = {event.round_id: event for event in log.of(AttemptVoid)}
     missing = len(standings) - len(finished)
     for number, standing in enumerate(standings):
         at = number - missing
@@ -199,22 +209,32 @@ def _rounds(log: Log, row: Row, epoch: int) -> Iterator[RoundAccount]:
             attempt=seen.attempt if seen else None,
             round_id=seen.round_id if seen else None,
             completed=seen.completed if seen else None,
-            why=_why(standing, row.evidence.uid, seen, led.get(seen.round_id) if seen else None),
+            why=_why(standing, row.evidence.uid, seen, led, void),
         )
 
 
-def _why(standing: Standing, uid: int, seen: RoundFinished | None, led: RoundLed | None) -> str:
+def _why(
+    standing: Standing,
+    uid: int,
+    seen: RoundFinished | None,
+    led: Mapping[str, RoundLed],
+    void: Mapping[str, AttemptVoid],
+) -> str:
     """What the validator saw of the miner in this round."""
-    reasons = []
-    for failure in seen.failures if seen else ():
-        if failure["uid"] == uid:
-            reasons.append(f"{failure['role']} in {failure['state']}: {failure['reason']}")
-    if led is not None:
-        reasons += [f"refused: {led.refusals[str(uid)]}"] if str(uid) in led.refusals else []
-        reasons += ["never answered"] if uid in led.silent and str(uid) not in led.refusals else []
-    if reasons:
-        return "; ".join(reasons)
-    return _WHY[standing]
+    if seen is None:
+        return _WHY[standing]
+    if standing is Standing.VOID and seen.round_id in void:
+        verdict = void[seen.round_id]
+        return f"the fault of the {verdict.fault}: {verdict.reason}"
+    reasons = [f"{f['role']} in {f['state']}: {f['reason']}" for f in seen.failures if f["uid"] == uid]
+    leading = led.get(seen.round_id)
+    if leading is not None and str(uid) in leading.refusals:
+        reasons.append(f"refused: {leading.refusals[str(uid)]}")
+    elif leading is not None and uid in leading.silent:
+        reasons.append("never answered")
+    if standing is Standing.LEFT_OUT and not seen.completed:
+        reasons.append("the attempt failed, and counts against nobody else")
+    return "; ".join(reasons) or _WHY[standing]
 
 
 _WHY = {

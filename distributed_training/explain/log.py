@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from distributed_training.events import (
+    AttemptVoid,
     AuditNotPossible,
     Excluded,
     NeuronStarted,
@@ -147,6 +148,6 @@ def _parsed(cls: type[AnyEvent], record: Mapping[str, Any], where: str) -> AnyEv
 
 _KINDS: dict[str, type[Event]] = {
     cls.__name__: cls
-    for cls in (NeuronStarted, RoundFinished, RoundLed, Excluded, Unseen, AuditNotPossible, WeightsSet)
+    for cls in (NeuronStarted, RoundFinished, RoundLed, AttemptVoid, Excluded, Unseen, AuditNotPossible, WeightsSet)
 }
 _ADAPTERS: dict[type[Event], TypeAdapter[Any]] = {cls: TypeAdapter(cls) for cls in _KINDS.values()}

@@ -116,6 +116,25 @@ def test_what_is_not_there_is_said() -> None:
         account(read_log(REAL), HONEST, 99)
 
 
+def test_a_void_attempt_is_explained(tmp_path: Path) -> None:
+    """Whose fault it was stands beside the round, and so does why an epoch was not scored."""
+    log = records()
+    finished = next(at for at, r in enumerate(log) if (r["kind"], r.get("epoch")) == ("RoundFinished", 3))
+    failed = {**log[finished], "round_id": "f" * 32, "completed": False}
+    verdict = {"kind": "AttemptVoid", "time": 1.0, "uid": 1, "epoch": 3, "attempt": 0, "round_id": "f" * 32}
+    log[finished:finished] = [failed, {**verdict, "fault": "validator", "reason": "our own share was lost"}]
+    missed = {"kind": "AuditNotPossible", "time": 1.0, "uid": 1, "epoch": 40, "reason": "it was away"}
+    scored = next(r for r in log if (r["kind"], r.get("epoch")) == ("EpochScored", 3))
+    for row in scored["rows"]:
+        row["evidence"]["standings"].insert(0, str(Standing.VOID))
+    path = written(tmp_path / "log.jsonl", [*log, missed])
+    first, last = account(read_log(path), HONEST, 3).rounds
+    assert (first.standing, first.completed, last.completed) == (Standing.VOID, False, True)
+    assert first.why == "the fault of the validator: our own share was lost"
+    with pytest.raises(ConfigurationError, match=r"epoch 40 was not scored .*; it was away"):
+        account(read_log(path), HONEST, 40)
+
+
 # --- the command
 
 
