@@ -150,7 +150,7 @@ def check_payment(event: WeightsSet, book: ScoreBook) -> None:
     expected = {str(uid): share for uid, share in shares(book, event.departed, limits).items()}
     where = f"weights of block {event.block}"
     _require_equal(where, "share", expected, event.weights)
-    if event.stored and event.outcome == WeightsStatus.SET:
+    if event.stored and event.outcome in (WeightsStatus.SET, WeightsStatus.REVEALED):
         values = quantised({int(uid): share for uid, share in event.weights.items()}, limits.max_limit)
         _require_equal(where, "u16 on the chain", {str(uid): value for uid, value in values.items()}, event.stored)
 

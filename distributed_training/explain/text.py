@@ -202,8 +202,8 @@ def _how(row: Row, rules: Rules) -> str:
     match row.outcome:
         case Outcome.SCORED:
             return formula
-        case Outcome.LEFT_OUT:
-            return f"{formula}, but not more than before"
+        case Outcome.LEFT_OUT | Outcome.UNAUDITED:
+            return f"{formula}, but not more than before; without an audit g counts as 1"
         case Outcome.KEPT:
             return "as it was"
         case _:

@@ -13,8 +13,9 @@ it is paid afterwards, and coming and going, or coming back under another hotkey
 the first epoch in full and then once more while the average fades. For the same reason epochs in which a miner was not
 sampled change nothing: were the next sample to count for them too, work would pay best where one was not seen for long.
 
-A miner that the leader left out of the round could deliver nothing: it keeps what it has, as far as this epoch's
-verified work bears it out. So leaving out harms nobody who works, and being left out pays nobody who does not.
+A miner that the leader left out of the round could deliver nothing, and one whose work nobody looked at has proved
+nothing: each keeps what it has, as far as this epoch's work bears it out. So neither harms anybody who works as before,
+and neither pays anybody who does not.
 
 `advance` is pure: the next `ScoreBook` and one `Row` a miner that holds everything that entered its weight.
 """
@@ -70,7 +71,11 @@ class Outcome(StrEnum):
     FAILED_AUDIT = "failed an audit: set to zero"
     PENALTY = "unpaid after a failed audit"
     LEFT_OUT = "left out by the leader: no more than before"
+    UNAUDITED = "not audited: no more than before"
     KEPT = "kept: not observed"
+
+
+CAPPED = frozenset((Outcome.LEFT_OUT, Outcome.UNAUDITED))
 
 
 class Source(StrEnum):
@@ -201,18 +206,28 @@ def combine(evidence: Evidence, last_bandwidth: float | None, rules: Rules) -> S
     gradient = gradient_score(evidence.audits, rules.audit.threshold)
     bandwidth, bandwidth_source = _bandwidth(evidence, last_bandwidth, rules)
     participation = participation_score(evidence.standings)
-    beta = rules.scoring.bandwidth_share
-    line = 1.0 if bandwidth is None else 1.0 - beta + beta * bandwidth
-    presence = 1.0 if participation is None else participation
-    return Score(
+    found = Score(
         gradient=gradient,
         samples=evidence.steps.samples,
         bandwidth=bandwidth,
         bandwidth_source=bandwidth_source,
         participation=participation,
         participation_source=Source.EXCUSED if participation is None else Source.MEASURED,
-        score=0.0 if gradient is None else gradient * evidence.steps.samples * line * presence,
+        score=0.0,
     )
+    return found if gradient is None else dataclasses.replace(found, score=_product(gradient, found, rules))
+
+
+def _product(gradient: float, found: Score, rules: Rules) -> float:
+    beta, bandwidth = rules.scoring.bandwidth_share, found.bandwidth
+    line = 1.0 if bandwidth is None else 1.0 - beta + beta * bandwidth
+    presence = 1.0 if found.participation is None else found.participation
+    return gradient * found.samples * line * presence
+
+
+def _claimed(found: Score, rules: Rules) -> float:
+    """The score, if what nobody looked at is as it was reported: good enough for what can only be lowered by it."""
+    return found.score if found.gradient is not None else _product(1.0, found, rules)
 
 
 def _bandwidth(evidence: Evidence, last: float | None, rules: Rules) -> tuple[float | None, Source]:
@@ -233,8 +248,8 @@ def score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> 
         ema = 0.0
     elif outcome is Outcome.SCORED:
         ema = _averaged(before.ema, score.score, rules.scoring.ema)
-    elif outcome is Outcome.LEFT_OUT:
-        ema = min(before.ema, _averaged(before.ema, score.score, rules.scoring.ema))
+    elif outcome in CAPPED:
+        ema = min(before.ema, _averaged(before.ema, _claimed(score, rules), rules.scoring.ema))
     after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through)
     return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
 
@@ -252,10 +267,10 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
-    if score.gradient is None and evidence.steps.samples > 0:
-        return Outcome.KEPT, "none of its records was audited"
     if score.participation is None and evidence.standings:
         return _not_in_any_round(evidence.standings)
+    if score.gradient is None and evidence.steps.samples > 0 and score.participation != 0:
+        return Outcome.UNAUDITED, "none of its records was audited"
     if score.score == 0:
         return Outcome.SCORED, "no verified samples" if evidence.steps.samples == 0 else "delivered in no round"
     return Outcome.SCORED, ""

@@ -25,12 +25,14 @@ TICK_SECONDS = 1.0
 CHAIN_SECONDS = 120.0  # for the chain to take weights and to finalize them
 CHAIN_PATIENCE_BLOCKS = 3  # before weights are tried again on a chain that did not answer
 TRIES = 5  # on such a chain; then the next interval is waited for
+SEALED = 8  # commits that may wait to be opened; the oldest of more was not, or not to what was sealed
 UNAVAILABLE = "unavailable"
+NOT_REVEALED = "not_revealed"
 
 
 @dataclass(frozen=True)
-class _Unsure:
-    """Weights that were sent at `block` and never answered for: the chain may hold them or not."""
+class _Sent:
+    """Weights that went out at `block`, and that the chain may hold or not: unanswered for, or sealed."""
 
     payment: Payment
     epoch: int
@@ -76,7 +78,8 @@ class Paymaster:
         self._telemetry = telemetry
         self._clock = clock
         self._attempt = 0  # since weights were last set
-        self._unsure: _Unsure | None = None
+        self._unsure: _Sent | None = None
+        self._sealed: list[_Sent] = []  # oldest first
 
     async def run(self) -> None:
         """Pay whenever it is due, until cancelled."""
@@ -103,13 +106,15 @@ class Paymaster:
             result = await self._settle(payment, book.epoch, metagraph)
             self._unsure = None
         except ChainUnavailable as error:
-            self._unsure = self._unsure or _Unsure(payment, book.epoch, block)
+            self._unsure = self._unsure or _Sent(payment, book.epoch, block)
             wait = CHAIN_PATIENCE_BLOCKS if self._attempt % TRIES else 0
             result = _Result(payment, book.epoch, UNAVAILABLE, str(error), wait)
         except ChainFault as error:
             code = error.code if isinstance(error, ChainRefused) else type(error).__name__
             result = _Result(payment, book.epoch, WeightsStatus.REFUSED, str(error), code=code)
         self._tell(result, block)
+        if result.status is WeightsStatus.COMMITTED:
+            self._sealed.append(_Sent(result.payment, result.epoch, block))
         if result.status in (WeightsStatus.SET, WeightsStatus.COMMITTED):
             self._attempt = 0
         tried = block - self._spec.weights_interval + result.wait if result.wait else block
@@ -126,6 +131,8 @@ class Paymaster:
             return _Result(payment, epoch, WeightsStatus.REFUSED, problem[1], code=problem[0])
         with translated("setting weights"):
             async with asyncio.timeout(CHAIN_SECONDS):
+                if self._sealed:
+                    await self._look_for_sealed()
                 if self._unsure is not None:
                     found = await self._found(self._unsure)
                     if found is not None:
@@ -141,7 +148,7 @@ class Paymaster:
                 )
         return _Result(payment, epoch, outcome.status, outcome.message, outcome.blocks_to_wait, outcome.code, outcome)
 
-    async def _found(self, unsure: _Unsure) -> _Result | None:
+    async def _found(self, unsure: _Sent) -> _Result | None:
         """That attempt's success, if the chain holds its weights."""
         held = await read_held(self._client, self._wallet.hotkey.ss58_address, self._netuid, MECHANISM)
         if held.block < unsure.block or not agree(unsure.payment.shares, held.row):
@@ -149,6 +156,22 @@ class Paymaster:
         text = f"set in block {held.block}, though the chain did not answer"
         outcome = WeightsOutcome(status=WeightsStatus.SET, message=text, block=held.block, stored=held.row)
         return _Result(unsure.payment, unsure.epoch, outcome.status, text, outcome=outcome)
+
+    async def _look_for_sealed(self) -> None:
+        """Tell which commit the chain has opened since; one that never shows is told, too."""
+        held = await read_held(self._client, self._wallet.hotkey.ss58_address, self._netuid, MECHANISM)
+        opened = [at for at, sent in enumerate(self._sealed) if agree(sent.payment.shares, held.row)]
+        if opened:
+            sent, self._sealed = self._sealed[opened[-1]], self._sealed[opened[-1] + 1 :]
+            text = f"the chain has opened what was committed at block {sent.block}"
+            outcome = WeightsOutcome(status=WeightsStatus.REVEALED, message=text, stored=held.row)
+            self._tell(_Result(sent.payment, sent.epoch, outcome.status, text, outcome=outcome), sent.block)
+        elif len(self._sealed) > SEALED:
+            sent = self._sealed.pop(0)
+            text = (
+                f"what was committed at block {sent.block} was not seen on the chain, and {SEALED} later ones neither"
+            )
+            self._tell(_Result(sent.payment, sent.epoch, WeightsStatus.REFUSED, text, code=NOT_REVEALED), sent.block)
 
     def _problem(self, payment: Payment, metagraph: Metagraph) -> tuple[str, str] | None:
         """Why the chain need not be asked at all: a code, and a line for a person."""

@@ -28,7 +28,7 @@ from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication, Publisher
-from distributed_training.validator.reports import ReportDesk
+from distributed_training.validator.report_desk import ReportDesk
 from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, judged_attempt
 from template.chain.metagraph import Metagraph
 from template.clock import Clock

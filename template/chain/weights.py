@@ -24,6 +24,7 @@ class WeightsStatus(StrEnum):
 
     SET = "set"  # and read back
     COMMITTED = "committed"  # timelocked; the chain opens it at the reveal round
+    REVEALED = "revealed"  # which it has done, and was read to hold what was committed
     RATE_LIMITED = "rate_limited"
     REFUSED = "refused"
 

@@ -19,7 +19,7 @@ from distributed_training.run import load_run
 from distributed_training.scoring.combine import Evidence, ScoreBook, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.report import Report, ReportResponse
-from distributed_training.validator.reports import ReportDesk
+from distributed_training.validator.report_desk import ReportDesk
 from template.chain.connect import connect
 from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain

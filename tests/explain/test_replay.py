@@ -61,10 +61,11 @@ class Life:
                 replace(honest, standings=(Standing.LEFT_OUT,)),
                 replace(honest, audits=(FAILED,)),
                 replace(honest, transfers=()),
+                replace(honest, audits=()),
                 replace(silent(uid), hotkey=hotkey),
                 Evidence(uid=uid, hotkey=hotkey, unobserved="the corpus could not be read"),
             ),
-            weights=(60, 10, 8, 4, 3, 6, 4, 5),
+            weights=(56, 10, 8, 4, 3, 6, 4, 4, 5),
         )[0]
 
     async def epoch(self, number: int) -> None:
@@ -156,13 +157,14 @@ def one_by_hand(seen: dict[str, Any], old: dict[str, Any], epoch: int) -> dict[s
     counted = [s for s in seen["standings"] if s in ("delivered", "asked, did not deliver", "did not answer")]
     p = counted.count("delivered") / len(counted) if counted else None
     left_out = p is None and "left out by the leader" in seen["standings"]
-    score = (0.0 if g is None else g) * seen["steps"]["samples"] * (1.0 if b is None else 1.0 - 0.2 + 0.2 * b)
+    unaudited = g is None and seen["steps"]["samples"] > 0
+    score = (1.0 if g is None else g) * seen["steps"]["samples"] * (1.0 if b is None else 1.0 - 0.2 + 0.2 * b)
     averaged = (1.0 - 0.2) * old["ema"] + 0.2 * (score * (1.0 if p is None else p))
     if epoch <= old["until"]:
         return {"ema": 0.0, "b": b, "until": old["until"]}
     if seen["unobserved"]:
         averaged = old["ema"]
-    return {"ema": min(old["ema"], averaged) if left_out else averaged, "b": b, "until": old["until"]}
+    return {"ema": min(old["ema"], averaged) if left_out or unaudited else averaged, "b": b, "until": old["until"]}
 
 
 async def test_a_long_log_is_found_again_to_the_bit(tmp_path: Path) -> None:

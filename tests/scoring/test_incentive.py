@@ -121,6 +121,26 @@ def test_who_is_left_out_never_earns_more(samples: int, before: int) -> None:
     assert (row.outcome, row.after.ema) == (Outcome.LEFT_OUT, float(before))
 
 
+# --- not being audited
+
+
+@given(emas, st.integers(1, 10_000), st.sampled_from([Standing.DELIVERED, Standing.LEFT_OUT]))
+def test_what_nobody_looked_at_is_not_paid_and_harms_nobody(ema: float, samples: int, seen: Standing) -> None:
+    """An unaudited miner that says it worked as before keeps its average; more it cannot get by saying so."""
+    unseen = evidence(0, samples, audits=(), standings=(seen,))
+    assert after(entry(ema), unseen).ema == (
+        ema if samples >= ema else pytest.approx((1 - ALPHA) * ema + ALPHA * samples)
+    )
+    assert after(entry(float(samples)), unseen).ema == samples
+
+
+@pytest.mark.parametrize("missed", MISSED)
+def test_not_being_audited_is_no_shelter(missed: Standing) -> None:
+    """Who delivers nothing earns nothing, whether anybody looked at its records or not; nor does a token of work."""
+    assert after(entry(100.0), evidence(0, 500, audits=(), standings=(missed,))).ema == pytest.approx(80.0)
+    assert history([evidence(0, 1, audits=())] * 30, entry(100.0))[-1] < 2
+
+
 # --- newcomers, and coming and going
 
 

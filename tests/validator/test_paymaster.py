@@ -261,17 +261,49 @@ async def test_an_old_version_is_told_before_anything_is_sent(tmp_path: Path) ->
         assert "update this software" in at.sink.records[-1]["detail"]
 
 
-async def test_sealed_weights_are_committed(tmp_path: Path) -> None:
-    """On a subnet with commit-reveal the commit is read back; what is in it the chain opens later."""
+def sealing(at: Office) -> None:
+    """Turn commit-reveal on."""
+    with Ledger(at.path) as ledger:
+        operator.apply(ledger, lambda s: operator.set_hyperparameter(s, 1, "commit_reveal_weights_enabled", True))
+
+
+async def test_sealed_weights_are_committed_and_looked_for(tmp_path: Path) -> None:
+    """The commit is read back; once the chain has opened it, that it holds what was sealed is told."""
     async with office(tmp_path) as at:
-        with Ledger(at.path) as ledger:
-            operator.apply(
-                ledger, lambda state: operator.set_hyperparameter(state, 1, "commit_reveal_weights_enabled", True)
-            )
-        at.earn(m1=1.0)
+        sealing(at)
+        at.earn(m1=3.0, m2=1.0)
         assert await at.tick() == ["committed"]
         assert (at.sink.records[-1]["stored"], at.sink.records[-1]["attempt"]) == ({}, 1)
         assert await at.tick() == []
+        first = at.view.block
+        at.earn(m1=1.0, m2=1.0)
+        await at.until(first + INTERVAL)
+        assert await at.tick() == ["committed"]
+        with Ledger(at.path) as ledger:  # the drand network, which the embedded chain has not, would do it
+            row = [[2, 65535], [3, 21845]]
+            operator.apply(ledger, lambda state: state.put("Weights", 1, 1, value=row))
+        await at.until(first + 2 * INTERVAL)
+        assert await at.tick() == ["revealed", "committed"]
+        told = at.sink.records[-2]
+        assert (told["block"], told["weights"], told["stored"]) == (
+            first,
+            {"2": 0.75, "3": 0.25},
+            {"2": 65535, "3": 21845},
+        )
+
+
+async def test_a_commit_that_is_never_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once: several may wait."""
+    monkeypatch.setattr(paymaster, "SEALED", 1)
+    async with office(tmp_path) as at:
+        sealing(at)
+        at.earn(m1=1.0)
+        told = []
+        for _ in range(3):
+            told += await at.tick()
+            await at.advance(INTERVAL)
+        assert told == ["committed", "committed", "refused", "committed"]
+        assert [record["code"] for record in at.sink.records if record["outcome"] == "refused"] == ["not_revealed"]
 
 
 async def test_what_is_told_leads_to_what_was_set(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from distributed_training.scoring.combine import Evidence, ScoreBook, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.report import MAX_REPORTED, Report, ReportResponse, checked
-from distributed_training.validator.reports import KEPT_EPOCHS, ReportDesk
+from distributed_training.validator.report_desk import KEPT_EPOCHS, ReportDesk
 from template.transport.policy import Caller
 from tests.scoring.evidence import RULES, evidence
 
