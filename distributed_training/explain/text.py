@@ -12,11 +12,11 @@ from rich.text import Text
 
 from distributed_training.explain.account import Account, ChainAccount, Replayed
 from distributed_training.explain.mine import Judged, Mine, Reason, Shown
-from distributed_training.scoring.combine import Outcome, Row, Rules, epochs_to_fair_share
+from distributed_training.scoring.combine import Outcome, Row, Rules, epochs_to_fair_share, subject
 from template.console import printable
 
 NUMBERS = frozenset(
-    ("record", "bytes", "seconds", "attempt", "block", "share", "u16", "stake", "weight on the chain", "set in block")
+    ("bytes", "seconds", "attempt", "block", "share", "u16", "stake", "weight on the chain", "set in block")
 )
 
 
@@ -138,10 +138,10 @@ def _audits(row: Row, rules: Rules, silences: tuple[str, ...]) -> RenderableType
     if not row.evidence.audits:
         return Group(counted, *silent, plain("none of its records was recomputed"))
     loss, gradient = f"loss off by (at most {rules.audit.loss_tolerance:g})", "gradient off by (at most "
-    table = _table("record", loss, f"{gradient}{rules.audit.gradient_tolerance:g})", "agreement", "finding")
+    table = _table("audited", loss, f"{gradient}{rules.audit.gradient_tolerance:g})", "agreement", "finding")
     for audit in row.evidence.audits:
         differences = (_maybe(audit.loss_difference), _maybe(audit.gradient_difference))
-        table.add_row(str(audit.number), *differences, f"{audit.agreement:.6g}", plain(str(audit.finding)))
+        table.add_row(subject(audit), *differences, f"{audit.agreement:.6g}", plain(str(audit.finding)))
     least = plain(f"an agreement below {rules.audit.threshold:g} fails; the worst audit counts")
     return Group(counted, *silent, table, least)
 

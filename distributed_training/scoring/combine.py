@@ -262,7 +262,7 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
     """A failed audit is evidence even if the rest of the epoch was not observed; so it is asked first."""
     failed = [audit for audit in evidence.audits if not audit.passed]
     if failed or score.gradient == 0:
-        return Outcome.FAILED_AUDIT, "; ".join(f"record {audit.number}: {audit.finding}" for audit in failed)
+        return Outcome.FAILED_AUDIT, "; ".join(f"{subject(audit)}: {audit.finding}" for audit in failed)
     if before.unpaid_through is not None and epoch <= before.unpaid_through:
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
@@ -274,6 +274,11 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
     if score.score == 0:
         return Outcome.SCORED, "no verified samples" if evidence.steps.samples == 0 else "delivered in no round"
     return Outcome.SCORED, ""
+
+
+def subject(audit: AuditResult) -> str:
+    """What was audited, for a person: one record, or all that went into the average."""
+    return "contribution" if audit.number is None else f"record {audit.number}"
 
 
 def _not_in_any_round(standings: Iterable[Standing]) -> tuple[Outcome, str]:
