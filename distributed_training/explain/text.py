@@ -44,7 +44,8 @@ def show_mine(console: Console, mine: Mine) -> None:
     console.print(plain(f"uid {mine.uid}, hotkey {mine.hotkey}, at block {mine.block}"))
     table = _table("validator", "stake", "weight on the chain", "set in block", "scored epoch", "its weight", "outcome")
     for one in mine.judged:
-        table.add_row(str(one.validator), f"{one.stake:.6g}", _maybe(one.share), str(one.set_in), *_verdict(one))
+        block = "-" if one.share is None else str(one.set_in)  # else it is that of its registration
+        table.add_row(str(one.validator), f"{one.stake:.6g}", _maybe(one.share), block, *_verdict(one))
     console.print(table)
     console.print(plain("weights on the chain may be of an earlier epoch, and are rounded to u16"))
     for one in mine.judged:

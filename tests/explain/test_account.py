@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from distributed_training.explain import __main__ as explain
 from distributed_training.explain.__main__ import main
 from distributed_training.explain.account import account, replay_log
 from distributed_training.explain.log import read_log
@@ -161,6 +162,20 @@ def test_the_command_replays(capsys: pytest.CaptureFixture[str]) -> None:
     """One line a log."""
     assert main(["--replay", str(REAL), str(REAL)]) == 0
     assert capsys.readouterr().out.count("identical to the bit") == 2
+
+
+def test_without_a_log_it_is_the_localnet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its validators; if there is none, that is said."""
+    monkeypatch.setattr(explain, "LOCALNET", tmp_path)
+    assert main(["--uid", str(HONEST)]) == 2
+    assert "name a validator's log" in capsys.readouterr().err
+    for name in ("validator-1", "validator-2"):
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "events.jsonl", records())
+    assert main(["--uid", str(HONEST)]) == 0
+    assert capsys.readouterr().out.count("On the chain") == 2
 
 
 def test_a_false_number_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
