@@ -242,6 +242,18 @@ class AuditNotPossible(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttemptVoid(Event):
+    """A failed attempt counts against nobody: it was the `fault` of its leader, or of this validator itself."""
+
+    uid: int
+    epoch: int
+    attempt: int
+    round_id: str
+    fault: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Excluded(Event):
     """A miner that spoiled a round is left out of the groups until `until_epoch`."""
 
@@ -253,11 +265,25 @@ class Excluded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSet(Event):
-    """An attempt to set weights: what was to be set and what the chain said."""
+    """An attempt to set weights: from which scores, what was to be set, what the chain said and then held.
+
+    `weights` follow from the scores of `epoch`, less those of the uids in `departed`, whose hotkeys lost them, by the
+    subnet's `limits` (the arguments of `template.chain.weights.process`). `outcome` is a `WeightsStatus`, or
+    `unavailable`; `code` why they were refused. `set_in` is the block that holds them, and `stored` the u16 by uid that
+    were read back from it. `attempt` counts those since weights were last set.
+    """
 
     uid: int
     block: int
     mechid: int
+    epoch: int
+    version_key: int
+    departed: list[int]
+    limits: dict[str, Any]
     weights: dict[str, float]
+    attempt: int
     outcome: str
+    code: str | None
     detail: str
+    set_in: int | None
+    stored: dict[str, int]

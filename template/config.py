@@ -71,9 +71,12 @@ class Secret:
         raise TypeError("a secret is not written anywhere")
 
 
-def option(help: str, *, default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with the help text of its flag; without a default the flag is required."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(help: str, *, default: Any = dataclasses.MISSING, positional: bool = False) -> Any:
+    """A dataclass field with the help text of its flag; without a default the flag is required.
+
+    `positional`: a tuple that takes what is given without a flag.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
 
 
 def parse(
@@ -123,6 +126,7 @@ class _Field:
     required: bool
     default: Any
     help: str
+    positional: bool
 
     @property
     def dotted(self) -> str:
@@ -163,6 +167,7 @@ def _fields_of(section: str, cls: type) -> Iterable[_Field]:
             required=default is dataclasses.MISSING,
             default=default,
             help=field.metadata.get("help", ""),
+            positional=field.metadata.get("positional", False),
         )
 
 
@@ -201,7 +206,7 @@ def _parse_flags(
     _refuse_values_of_switches(fields, argv)
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} [--config FILE] [flags]",
+        usage=f"{prog} [--config FILE] [flags]" + "".join(f" [{f.name.upper()} ...]" for f in fields if f.positional),
         description=description,
         formatter_class=_Formatter,
         allow_abbrev=False,
@@ -226,7 +231,9 @@ def _parse_flags(
 
 def _add_flag(group: argparse._ArgumentGroup, field: _Field) -> None:
     text = _help(field).replace("%", "%%")
-    if field.secret:
+    if field.positional:
+        group.add_argument(field.dotted, nargs="*", metavar=field.name.upper(), help=text)
+    elif field.secret:
         group.add_argument(field.flag, dest=field.dotted, metavar="(not as a flag)", help=text)
     elif field.kind is bool:
         group.add_argument(field.flag, dest=field.dotted, action="store_true", help=text)

@@ -1,11 +1,21 @@
 """From the evidence of one epoch to scores, and from scores to weights.
 
     score  = g * s * (1 - beta + beta * b) * p          g gradient, s samples, b bandwidth, p participation
-    ema    = (1 - alpha) * ema + alpha * score          one per (uid, hotkey), over epochs
+    ema    = (1 - alpha) * ema + alpha * score          one per (uid, hotkey), over the epochs it was observed in
     weight = ema / sum of all ema                       all zero: no weights, the caller burns
 
 The moving average runs over scores and not over shares of one epoch: a share depends on who else was sampled in that
 epoch, which would pay a machine for splitting itself over several uids whenever only a part of the miners is sampled.
+
+It begins at zero and is not corrected for that. Summed over time an average is then exactly the scores that went into
+it: each sample is paid once, sooner or later. What a newcomer is not paid in its first epochs (`epochs_to_fair_share`)
+it is paid afterwards, and coming and going, or coming back under another hotkey, earns nothing. A correction would pay
+the first epoch in full and then once more while the average fades. For the same reason epochs in which a miner was not
+sampled change nothing: were the next sample to count for them too, work would pay best where one was not seen for long.
+
+A miner that the leader left out of the round could deliver nothing, and one whose work nobody looked at has proved
+nothing: each keeps what it has, as far as this epoch's work bears it out. So neither harms anybody who works as before,
+and neither pays anybody who does not.
 
 `advance` is pure: the next `ScoreBook` and one `Row` a miner that holds everything that entered its weight.
 """
@@ -60,7 +70,12 @@ class Outcome(StrEnum):
     SCORED = "scored"
     FAILED_AUDIT = "failed an audit: set to zero"
     PENALTY = "unpaid after a failed audit"
+    LEFT_OUT = "left out by the leader: no more than before"
+    UNAUDITED = "not audited: no more than before"
     KEPT = "kept: not observed"
+
+
+CAPPED = frozenset((Outcome.LEFT_OUT, Outcome.UNAUDITED))
 
 
 class Source(StrEnum):
@@ -172,7 +187,7 @@ def advance(
     for key in sorted(miners.items()):
         before = remembered.get(key) or Entry(uid=key[0], hotkey=key[1])
         item = seen.get(key) or Evidence(uid=key[0], hotkey=key[1], unobserved="not sampled")
-        rows.append(_score_miner(before, item, epoch, rules))
+        rows.append(score_miner(before, item, epoch, rules))
     after = ScoreBook(epoch=epoch, entries=tuple(row.after for row in rows))
     shares = weights(after) or {}
     return after, tuple(dataclasses.replace(row, weight=shares.get(row.after.uid, 0.0)) for row in rows)
@@ -191,18 +206,28 @@ def combine(evidence: Evidence, last_bandwidth: float | None, rules: Rules) -> S
     gradient = gradient_score(evidence.audits, rules.audit.threshold)
     bandwidth, bandwidth_source = _bandwidth(evidence, last_bandwidth, rules)
     participation = participation_score(evidence.standings)
-    beta = rules.scoring.bandwidth_share
-    line = 1.0 if bandwidth is None else 1.0 - beta + beta * bandwidth
-    presence = 1.0 if participation is None else participation
-    return Score(
+    found = Score(
         gradient=gradient,
         samples=evidence.steps.samples,
         bandwidth=bandwidth,
         bandwidth_source=bandwidth_source,
         participation=participation,
         participation_source=Source.EXCUSED if participation is None else Source.MEASURED,
-        score=0.0 if gradient is None else gradient * evidence.steps.samples * line * presence,
+        score=0.0,
     )
+    return found if gradient is None else dataclasses.replace(found, score=_product(gradient, found, rules))
+
+
+def _product(gradient: float, found: Score, rules: Rules) -> float:
+    beta, bandwidth = rules.scoring.bandwidth_share, found.bandwidth
+    line = 1.0 if bandwidth is None else 1.0 - beta + beta * bandwidth
+    presence = 1.0 if found.participation is None else found.participation
+    return gradient * found.samples * line * presence
+
+
+def _claimed(found: Score, rules: Rules) -> float:
+    """The score, if what nobody looked at is as it was reported: good enough for what can only be lowered by it."""
+    return found.score if found.gradient is not None else _product(1.0, found, rules)
 
 
 def _bandwidth(evidence: Evidence, last: float | None, rules: Rules) -> tuple[float | None, Source]:
@@ -212,7 +237,8 @@ def _bandwidth(evidence: Evidence, last: float | None, rules: Rules) -> tuple[fl
     return last, Source.LEFT_OUT if last is None else Source.LAST_KNOWN
 
 
-def _score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> Row:
+def score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> Row:
+    """One miner's row from what was seen of it alone; its weight, which takes all rows, is left at zero."""
     score = combine(evidence, before.bandwidth, rules)
     outcome, reason = _outcome(before, evidence, score, epoch)
     ema, unpaid_through = before.ema, before.unpaid_through
@@ -221,25 +247,46 @@ def _score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) ->
     elif outcome is Outcome.PENALTY:
         ema = 0.0
     elif outcome is Outcome.SCORED:
-        alpha = rules.scoring.ema
-        ema = (1.0 - alpha) * before.ema + alpha * score.score
+        ema = _averaged(before.ema, score.score, rules.scoring.ema)
+    elif outcome in CAPPED:
+        ema = min(before.ema, _averaged(before.ema, _claimed(score, rules), rules.scoring.ema))
     after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through)
     return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
+
+
+def _averaged(before: float, score: float, alpha: float) -> float:
+    return (1.0 - alpha) * before + alpha * score
 
 
 def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tuple[Outcome, str]:
     """A failed audit is evidence even if the rest of the epoch was not observed; so it is asked first."""
     failed = [audit for audit in evidence.audits if not audit.passed]
     if failed or score.gradient == 0:
-        return Outcome.FAILED_AUDIT, "; ".join(f"record {audit.number}: {audit.finding}" for audit in failed)
+        return Outcome.FAILED_AUDIT, "; ".join(f"{subject(audit)}: {audit.finding}" for audit in failed)
     if before.unpaid_through is not None and epoch <= before.unpaid_through:
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
     if score.participation is None and evidence.standings:
-        return Outcome.KEPT, "in no round that counts, through no doing of its own"
-    if score.gradient is None and evidence.steps.samples > 0:
-        return Outcome.KEPT, "none of its records was audited"
+        return _not_in_any_round(evidence.standings)
+    if score.gradient is None and evidence.steps.samples > 0 and score.participation != 0:
+        return Outcome.UNAUDITED, "none of its records was audited"
     if score.score == 0:
         return Outcome.SCORED, "no verified samples" if evidence.steps.samples == 0 else "delivered in no round"
     return Outcome.SCORED, ""
+
+
+def subject(audit: AuditResult) -> str:
+    """What was audited, for a person: one record, or all that went into the average."""
+    return "contribution" if audit.number is None else f"record {audit.number}"
+
+
+def _not_in_any_round(standings: Iterable[Standing]) -> tuple[Outcome, str]:
+    if Standing.LEFT_OUT in standings:
+        return Outcome.LEFT_OUT, "in no round that counts; its work of this epoch went into no average"
+    return Outcome.KEPT, "in no round that counts, through no doing of its own"
+
+
+def epochs_to_fair_share(alpha: float, within: float = 0.05) -> int:
+    """R: after so many epochs in which a newcomer was observed, its average is at most `within` short of its score."""
+    return 1 if alpha == 1 else math.ceil(math.log(within) / math.log(1 - alpha))

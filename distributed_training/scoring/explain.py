@@ -1,4 +1,4 @@
-"""Reproduce weights from the log, to the bit, and say for a person where they come from.
+"""Reproduce weights from the log, to the bit.
 
 `EpochScored` is the event that a validator writes after each epoch. It holds the evidence, the rules and every number
 in between, so `replay` can start at any event: it computes each epoch again from the evidence and refuses a log whose
@@ -8,13 +8,13 @@ numbers it does not find again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from distributed_training.scoring.combine import Row, Rules, ScoreBook, advance, weights
+from distributed_training.scoring.combine import Entry, Row, Rules, ScoreBook, advance, weights
 from template.errors import ConfigurationError, CorruptState, StateError
 from template.telemetry import Event
 
@@ -41,24 +41,26 @@ def score_epoch(before: ScoreBook, after: ScoreBook, rows: tuple[Row, ...], rule
     )
 
 
-def scored_epochs(records: Iterable[Mapping[str, Any]]) -> Iterable[EpochScored]:
-    """The `EpochScored` events among the records of a log, in the order of the log.
+def scored_epoch(record: Mapping[str, Any]) -> EpochScored:
+    """The event in a record of its kind.
 
     Raises:
-        CorruptState: a record of that kind does not have its shape.
+        CorruptState: the record does not have its shape.
     """
-    for record in records:
-        if record.get("kind") != EpochScored.__name__:
-            continue
-        fields = {key: value for key, value in record.items() if key not in ("kind", "time")}
-        try:
-            yield _EVENT.validate_python(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CorruptState(f"not a score of an epoch in the log: {where}: {first['msg']}") from error
-        except ConfigurationError as error:
-            raise CorruptState(f"impossible rules in the log: {error}") from error
+    fields = {key: value for key, value in record.items() if key not in ("kind", "time")}
+    try:
+        return _EVENT.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CorruptState(f"not a score of an epoch in the log: {where}: {first['msg']}") from error
+    except ConfigurationError as error:
+        raise CorruptState(f"impossible rules in the log: {error}") from error
+
+
+def scored_epochs(records: Iterable[Mapping[str, Any]]) -> Iterator[EpochScored]:
+    """The `EpochScored` events among the records of a log, in the order of the log; raises as `scored_epoch` does."""
+    return (scored_epoch(record) for record in records if record.get("kind") == EpochScored.__name__)
 
 
 def replay(records: Iterable[Mapping[str, Any]], *, until: int | None = None) -> dict[int, float] | None:
@@ -75,63 +77,25 @@ def replay(records: Iterable[Mapping[str, Any]], *, until: int | None = None) ->
     for event in scored_epochs(records):
         if until is not None and event.epoch > until:
             break
-        book = _replay_epoch(book if book is not None else _book_before(event), event)
+        book = replay_epoch(book, event)
     if book is None:
         raise CorruptState("the log holds no scored epoch" + ("" if until is None else f" up to epoch {until}"))
     return weights(book)
 
 
-def render(event: EpochScored, uid: int) -> str:
-    """The weight of one miner in one epoch, for a person, with every number in full precision.
+def replay_epoch(book: ScoreBook | None, event: EpochScored) -> ScoreBook:
+    """The book after an epoch, computed from its evidence. `book` is the one before; None: take it from the event.
+
+    A validator whose memory was lost starts from an empty book again, which its log shows by `previous_epoch` None.
 
     Raises:
-        StateError: the uid was not scored in that epoch.
+        CorruptState: the event contradicts itself.
+        StateError: the evidence does not lead to the numbers that were logged; the message names the first one.
     """
-    row = next((row for row in event.rows if row.evidence.uid == uid), None)
-    if row is None:
-        raise StateError(f"uid {uid} was not scored in epoch {event.epoch}")
-    total = "burned: nobody earned anything" if event.burn else f"{row.weight!r} = {row.after.ema!r} / sum of all"
-    lines = [
-        f"epoch {event.epoch}, uid {uid}, hotkey {row.evidence.hotkey}",
-        f"  weight        {total}",
-        f"  average       {_average(row, event.rules)}",
-        f"  outcome       {row.outcome}" + (f" ({row.reason})" if row.reason else ""),
-        *_factors(row, event.rules),
-        *(f"  audit         record {a.number}: {a.finding}, agreement {a.agreement!r}" for a in row.evidence.audits),
-        *(f"  round         {standing}" for standing in row.evidence.standings),
-    ]
-    return "\n".join(lines)
-
-
-def _average(row: Row, rules: Rules) -> str:
-    alpha = rules.scoring.ema
-    if row.outcome == "scored":
-        return f"{row.after.ema!r} = (1 - {alpha!r}) * {row.before.ema!r} + {alpha!r} * {row.score.score!r}"
-    return f"{row.after.ema!r} (was {row.before.ema!r})"
-
-
-def _factors(row: Row, rules: Rules) -> list[str]:
-    score, steps, beta = row.score, row.evidence.steps, rules.scoring.bandwidth_share
-    return [
-        f"  score         {score.score!r} = g * s * (1 - {beta!r} + {beta!r} * b) * p",
-        f"  g gradient    {_number(score.gradient)} (worst of {len(row.evidence.audits)} audits)",
-        f"  s samples     {score.samples} in {steps.counted} records; {steps.off_assignment} off assignment, "
-        f"{steps.duplicate} duplicate, {steps.failed} failed",
-        f"  b bandwidth   {_number(score.bandwidth)} ({score.bandwidth_source}; "
-        f"{len(row.evidence.transfers)} transfers)",
-        f"  p part        {_number(score.participation)} ({score.participation_source})",
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else repr(value)
-
-
-def _book_before(event: EpochScored) -> ScoreBook:
-    return ScoreBook(epoch=event.previous_epoch, entries=tuple(row.before for row in event.rows))
-
-
-def _replay_epoch(book: ScoreBook, event: EpochScored) -> ScoreBook:
+    if book is None:
+        book = book_before(event)
+    elif event.previous_epoch is None:
+        book = ScoreBook()
     if book.epoch != event.previous_epoch:
         raise StateError(f"the log goes from epoch {book.epoch} to {event.epoch}, which follows {event.previous_epoch}")
     miners = {row.evidence.uid: row.evidence.hotkey for row in event.rows}
@@ -142,16 +106,29 @@ def _replay_epoch(book: ScoreBook, event: EpochScored) -> ScoreBook:
     after, rows = advance(book, event.epoch, miners, [row.evidence for row in event.rows], event.rules)
     for logged, computed in zip(event.rows, rows, strict=True):
         if logged != computed:
-            raise StateError(f"epoch {event.epoch}, uid {logged.evidence.uid}: {_difference(logged, computed)}")
+            raise StateError(f"epoch {event.epoch}, uid {logged.evidence.uid}: {differences(logged, computed)}")
     if event.burn != (weights(after) is None):
         raise StateError(f"epoch {event.epoch}: burn is logged as {event.burn}")
     return after
 
 
-def _difference(logged: Row, computed: Row) -> str:
-    """The first field that differs, by its name."""
-    for field in dataclasses.fields(Row):
+def book_before(event: EpochScored) -> ScoreBook:
+    """What the event says was remembered of its miners before it."""
+    entries = tuple(row.before for row in event.rows if row.before != blank(row.before))
+    return ScoreBook(epoch=event.previous_epoch, entries=entries)
+
+
+def blank(entry: Entry) -> Entry:
+    """The entry of a hotkey that nothing is remembered of."""
+    return Entry(uid=entry.uid, hotkey=entry.hotkey)
+
+
+def differences(logged: Any, computed: Any, name: str = "") -> str:
+    """The first number that differs, by its name."""
+    if not dataclasses.is_dataclass(computed):
+        return f"the evidence gives {name} {computed!r}, the log says {logged!r}"
+    for field in dataclasses.fields(computed):
         ours, theirs = getattr(computed, field.name), getattr(logged, field.name)
         if ours != theirs:
-            return f"the evidence gives {field.name} {ours!r}, the log says {theirs!r}"
+            return differences(theirs, ours, f"{name}.{field.name}".lstrip("."))
     raise AssertionError("the rows are equal")

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from distributed_training.averaging.outcome import RoundOutcome
 from distributed_training.protocol import AllReduce
-from distributed_training.scoring.participation import RoundSeen
+from distributed_training.scoring.participation import Fault, RoundSeen
 
 
 def contributors(request: AllReduce) -> frozenset[int]:
@@ -20,24 +21,57 @@ def contributors(request: AllReduce) -> frozenset[int]:
     return frozenset(member.uid for member in request.group if member.contributes)
 
 
-def failed_senders(request: AllReduce, outcome: RoundOutcome, fair_seconds: float) -> frozenset[int]:
-    """Whose part we did not get in a failed attempt, by its own doing; `fair_seconds` is the least that EXCHANGE takes.
+@dataclass(frozen=True)
+class Verdict:
+    """What a failed attempt says: who failed as a sender, or by whose `fault` it says nothing of anybody, and why."""
 
-    Nobody's, if the leader gave less time than that (see experience.py); if a reducer failed as well, who may have
-    caused it; or if we name more than half of the contributors: the fault is then more likely ours.
+    failed: frozenset[int] = frozenset()
+    fault: Fault = Fault.NONE
+    reason: str = ""
+
+
+def judged_attempt(request: AllReduce, outcome: RoundOutcome, uid: int, fair_seconds: float) -> Verdict:
+    """Whose part did not come to us, `uid`, by its own doing; `fair_seconds` is the least that EXCHANGE takes.
+
+    Nobody's, if the leader gave less time than that (see experience.py). Nobody's if we are the one that failed: most
+    of the others say that our share of the reduction was lost, or we miss the parts of more than half of the
+    contributors. And nobody's if another reducer failed, who may have caused it.
     """
     asked = contributors(request)
-    named = {failure.uid for failure in outcome.failures if failure.role == "sender" and failure.state == "EXCHANGE"}
-    doubtful = any(failure.role == "reducer" for failure in outcome.failures)
-    hurried = request.deadlines.exchange < fair_seconds
-    if hurried or doubtful or 2 * len(named & asked) > len(asked):
-        return frozenset()
-    return frozenset(named & asked)
+    named = asked & {f.uid for f in outcome.failures if f.role == "sender" and f.state == "EXCHANGE"}
+    given = request.deadlines.exchange
+    if given < fair_seconds:
+        reason = f"the leader gave {given:g} s to exchange, and {fair_seconds:g} s are the least that is fair"
+        return Verdict(fault=Fault.LEADER, reason=reason)
+    accusers = _accusers(outcome, uid)
+    if 2 * len(accusers) > len(request.group) - 1:
+        return Verdict(fault=Fault.VALIDATOR, reason=f"our own share was lost, as {len(accusers)} members say")
+    if 2 * len(named) > len(asked):
+        return Verdict(fault=Fault.VALIDATOR, reason=f"the parts of {len(named)} of {len(asked)} did not come to us")
+    if any(failure.role == "reducer" for failure in outcome.failures):
+        return Verdict()
+    return Verdict(failed=named)
 
 
-def failed_attempt(request: AllReduce, failed: frozenset[int], uids: frozenset[int]) -> RoundSeen:
+def _accusers(outcome: RoundOutcome, uid: int) -> frozenset[int]:
+    """Who says that `uid` failed as a reducer."""
+    return frozenset(
+        accuser
+        for accuser, failures in outcome.accusations.items()
+        if any(failure.uid == uid and failure.role == "reducer" for failure in failures)
+    )
+
+
+def failed_attempt(request: AllReduce, verdict: Verdict, uids: frozenset[int]) -> RoundSeen:
     """An attempt that came to nothing: of all `uids` it counts against those who failed, and for nobody."""
-    return RoundSeen(epoch=request.epoch, attempt=request.attempt, live=uids, asked=failed, delivered=frozenset())
+    return RoundSeen(
+        epoch=request.epoch,
+        attempt=request.attempt,
+        live=uids,
+        asked=verdict.failed,
+        delivered=frozenset(),
+        fault=verdict.fault,
+    )
 
 
 def completed_round(

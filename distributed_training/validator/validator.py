@@ -12,7 +12,7 @@ from distributed_training import schedule
 from distributed_training.catch_up import CatchUp
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import AuditNotPossible, Excluded
+from distributed_training.events import AttemptVoid, AuditNotPossible, Excluded
 from distributed_training.keeper import Keeper
 from distributed_training.model.state import State
 from distributed_training.node import ChainView, EndedRound, Node
@@ -20,14 +20,16 @@ from distributed_training.peers import Census, validators_of
 from distributed_training.run import RunSpec
 from distributed_training.scoring.combine import Rules, advance
 from distributed_training.scoring.explain import score_epoch
-from distributed_training.scoring.participation import RoundSeen
+from distributed_training.scoring.participation import Fault, RoundSeen
+from distributed_training.scoring.report import Report
 from distributed_training.silence import Silence
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.lead import Attempt, RoundLeader
 from distributed_training.validator.memory import Remembered, without_strangers
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication, Publisher
-from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
+from distributed_training.validator.report_desk import ReportDesk
+from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, judged_attempt
 from template.chain.metagraph import Metagraph
 from template.clock import Clock
 from template.neuron import together
@@ -38,6 +40,7 @@ TICK_SECONDS = 1.0
 CENSUS_SECONDS = 5.0
 WAITING_AUDITS = 4  # epochs, as long as miners keep their records; older ones are dropped
 ASKED_IN_TIME = 2  # epochs after which a miner may have forgotten its records
+TOLD_MISSED = 16  # epochs that were not scored; of a longer absence, the last ones
 REMEMBERED_ATTEMPTS = 16  # failed ones of the epoch in progress
 
 
@@ -81,6 +84,7 @@ class Validator:
         self._telemetry = telemetry
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
+        self._reports = ReportDesk(node.uid)
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
         self._ended_with: State | None = None
         self._new_state = asyncio.Event()
@@ -94,8 +98,9 @@ class Validator:
         self._overtaken_at: int | None = None  # the block at which the miners were first seen ahead of us
 
     def attach(self, axon: Axon) -> None:
-        """Serve what a validator answers."""
+        """Serve what a validator answers. Anybody registered may ask how it was scored itself."""
         self._node.attach(axon, self.on_ended)
+        axon.attach(Report, self._reports.answer, validators_only=False)
 
     async def run(self) -> None:
         """Work until cancelled.
@@ -130,11 +135,23 @@ class Validator:
         self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds))
 
     def _note_failed(self, done: EndedRound) -> None:
-        failed = failed_senders(done.request, done.result.outcome, self._leader.fair_exchange_seconds())
+        request, outcome = done.request, done.result.outcome
+        verdict = judged_attempt(request, outcome, self._node.uid, self._leader.fair_exchange_seconds())
+        if verdict.fault is not Fault.NONE:
+            self._telemetry.emit(
+                AttemptVoid(
+                    uid=self._node.uid,
+                    epoch=request.epoch,
+                    attempt=request.attempt,
+                    round_id=request.round_id,
+                    fault=str(verdict.fault),
+                    reason=verdict.reason,
+                )
+            )
         uids = frozenset(range(len(self._chain.metagraph)))
-        self._failed_attempts.append(failed_attempt(done.request, failed, uids))
+        self._failed_attempts.append(failed_attempt(request, verdict, uids))
         del self._failed_attempts[:-REMEMBERED_ATTEMPTS]
-        hotkeys = {member.peer.hotkey for member in done.request.group if member.uid in failed}
+        hotkeys = {member.peer.hotkey for member in request.group if member.uid in verdict.failed}
         self._memory.note(failed=self._memory.now.failed | hotkeys)
 
     def _completed(self, done: EndedRound) -> RoundSeen:
@@ -146,6 +163,13 @@ class Validator:
 
     def _not_audited(self, epoch: int, reason: str) -> None:
         self._telemetry.emit(AuditNotPossible(uid=self._node.uid, epoch=epoch, reason=reason))
+
+    def _tell_missed(self, scored: int | None, epoch: int) -> None:
+        """The epochs in between change nobody's score: it was we who were in no round that ended them."""
+        if scored is None:
+            return
+        for missed in range(max(scored + 1, epoch - TOLD_MISSED), epoch):
+            self._not_audited(missed, "this validator was in no round that ended the epoch, or was still starting")
 
     async def _keep_new_states(self) -> None:
         while True:
@@ -257,9 +281,12 @@ class Validator:
         if before.epoch is not None and seen.epoch <= before.epoch:
             self._not_audited(seen.epoch, f"epoch {before.epoch} was scored before; what was scored stays scored")
             return
+        self._tell_missed(before.epoch, seen.epoch)
         late = self._node.status().epoch > seen.epoch + ASKED_IN_TIME
         evidence = await self._desk.examine(metagraph, seen, late=late)
         miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)
-        self._telemetry.emit(score_epoch(before, after, rows, self._rules))
+        event = score_epoch(before, after, rows, self._rules)
+        self._reports.keep(event, after)
+        self._telemetry.emit(event)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from bittensor import ChainError, Client, ErrorCode, ExtrinsicResult, SetWeights, Wallet
+from bittensor.intents import normalize
+from bittensor.intents.weights import clip_to_max_weight
 
 from template.chain.faults import translated
 from template.chain.metagraph import MECHANISM_STRIDE, U16
+from template.errors import NotRegistered
 
 QUANTUM = 1 / U16  # the smallest weight that survives quantisation, relative to the largest
+NOT_VERIFIED = "not_verified"  # the code of weights that the chain took, and was not read to hold
 
 
 class WeightsStatus(StrEnum):
@@ -20,19 +24,32 @@ class WeightsStatus(StrEnum):
 
     SET = "set"  # and read back
     COMMITTED = "committed"  # timelocked; the chain opens it at the reveal round
+    REVEALED = "revealed"  # which it has done, and was read to hold what was committed
     RATE_LIMITED = "rate_limited"
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsOutcome:
-    """`block`: where they were set; `blocks_to_wait`: until the rate limit is over; `code`: why they were refused."""
+    """`block`: where they were set; `blocks_to_wait`: until the rate limit is over; `code`: why they were refused.
+
+    `stored`: the u16 by uid that the chain was read to hold afterwards; empty if nothing was read.
+    """
 
     status: WeightsStatus
     message: str
     block: int | None = None
     blocks_to_wait: int = 0
     code: str | None = None
+    stored: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What the chain holds of a hotkey: when it last set or committed weights (0: never), and the u16 by uid."""
+
+    block: int
+    row: Mapping[int, int]
 
 
 def burn(owner_uid: int) -> dict[int, float]:
@@ -41,16 +58,23 @@ def burn(owner_uid: int) -> dict[int, float]:
 
 
 def process(
-    weights: Mapping[int, float], *, uids: int, owner_uid: int, min_allowed: int = 1, max_limit: int = U16
+    weights: Mapping[int, float],
+    *,
+    uids: int,
+    owner_uid: int | None,
+    min_allowed: int = 1,
+    max_limit: int = U16,
+    last: Sequence[int] = (),
 ) -> dict[int, float]:
     """Shares that sum to 1 and that a subnet of `uids` neurons accepts.
 
     Nothing earned at all is burned. If the chain wants more entries than there are (`min_allowed`, or because no share
-    may exceed `max_limit` of 65535), others get the smallest weight there is: the owner first, then by uid. Shares
-    over the limit are cut and the rest is spread over the others in proportion.
+    may exceed `max_limit` of 65535), others get the smallest weight there is: the owner first, then by uid, and only
+    then those of `last`. Shares over the limit are cut and the rest is spread over the others in proportion.
 
     Raises:
-        ValueError: a weight is negative or not finite, or a uid is not on the subnet.
+        ValueError: a weight is negative or not finite, a uid is not on the subnet, or nothing was earned and the owner
+            has no uid.
     """
     for uid, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
@@ -58,17 +82,29 @@ def process(
         if not 0 <= uid < uids:
             raise ValueError(f"uid {uid} is not one of the subnet's {uids}")
     total = sum(weights.values())
-    shares = {uid: weight / total for uid, weight in weights.items() if weight} if total else burn(owner_uid)
+    if not total and owner_uid is None:
+        raise ValueError("nothing was earned, and the owner has no uid to burn it with")
+    shares = {u: w / total for u, w in weights.items() if w} if total or owner_uid is None else burn(owner_uid)
     top = max(shares.values())
-    shares = {uid: share for uid, share in shares.items() if share / top >= QUANTUM / 2} or burn(owner_uid)
+    shares = {uid: share for uid, share in shares.items() if share / top >= QUANTUM / 2}
     limit = max_limit / U16
-    shares = _padded(shares, uids, owner_uid, max(min_allowed, math.ceil(1 / limit)))
-    return _limited(shares, limit)
+    first = () if owner_uid is None else (owner_uid,)
+    order = (*first, *(uid for uid in range(uids) if uid not in last), *last)
+    return _limited(_padded(shares, order, max(min_allowed, math.ceil(1 / limit))), limit)
 
 
-def _padded(shares: Mapping[int, float], uids: int, owner_uid: int, wanted: int) -> dict[int, float]:
+def quantised(shares: Mapping[int, float], max_limit: int = U16) -> dict[int, int]:
+    """The u16 by uid that the SDK makes of `shares` for a subnet of this limit: the largest becomes 65535."""
+    uids = sorted(shares)
+    values = [shares[uid] for uid in uids]
+    if max_limit < U16:
+        values = clip_to_max_weight(values, max_limit / U16)
+    return dict(zip(*normalize(uids, values), strict=True))
+
+
+def _padded(shares: Mapping[int, float], order: Sequence[int], wanted: int) -> dict[int, float]:
     padded, smallest = dict(shares), max(shares.values()) * QUANTUM
-    for uid in (owner_uid, *range(uids)):
+    for uid in order:
         if len(padded) >= wanted:
             break
         padded.setdefault(uid, smallest)
@@ -139,20 +175,51 @@ async def _verified(
     client: Client, wallet: Wallet, netuid: int, mechid: int, weights: Mapping[int, float], result: ExtrinsicResult
 ) -> WeightsOutcome:
     """Compare with what the chain now holds for this hotkey at the block of the extrinsic."""
-    block = int((result.extrinsic_id or "").partition("-")[0])
+    block, hotkey = int((result.extrinsic_id or "").partition("-")[0]), wallet.hotkey.ss58_address
     if "reveal_round" in result.data:
-        text = f"committed in block {block}, revealed at drand round {result.data['reveal_round']}"
-        return WeightsOutcome(status=WeightsStatus.COMMITTED, message=text, block=block)
-    view = await client.at(block)
-    uid = await view.query(("SubtensorModule", "Uids"), [netuid, wallet.hotkey.ss58_address])
-    row = await view.query(("SubtensorModule", "Weights"), [mechid * MECHANISM_STRIDE + netuid, uid])
-    if not _agree(weights, {int(target): int(value) for target, value in row}):
+        return await _commit_verified(client, hotkey, netuid, mechid, block, int(result.data["reveal_round"]))
+    held = await read_held(client, hotkey, netuid, mechid, block)
+    if not agree(weights, held.row):
         text = f"block {block} holds other weights than were set"
-        return WeightsOutcome(status=WeightsStatus.REFUSED, message=text, block=block, code="not_verified")
-    return WeightsOutcome(status=WeightsStatus.SET, message=f"set in block {block}", block=block)
+        return WeightsOutcome(
+            status=WeightsStatus.REFUSED, message=text, block=block, code=NOT_VERIFIED, stored=held.row
+        )
+    text = f"set in block {block}"
+    return WeightsOutcome(status=WeightsStatus.SET, message=text, block=block, stored=held.row)
 
 
-def _agree(wanted: Mapping[int, float], stored: Mapping[int, int]) -> bool:
+async def _commit_verified(
+    client: Client, hotkey: str, netuid: int, mechid: int, block: int, reveal_round: int
+) -> WeightsOutcome:
+    commits = await client.read("timelocked_weight_commits", netuid=netuid, mechid=mechid)
+    found = (commit for epoch in commits.values() for commit in epoch)
+    if not any((c["hotkey"], c["commit_block"], c["reveal_round"]) == (hotkey, block, reveal_round) for c in found):
+        text = f"the chain holds no commit of block {block} for drand round {reveal_round}"
+        return WeightsOutcome(status=WeightsStatus.REFUSED, message=text, block=block, code=NOT_VERIFIED)
+    text = f"committed in block {block}, revealed at drand round {reveal_round}"
+    return WeightsOutcome(status=WeightsStatus.COMMITTED, message=text, block=block)
+
+
+async def read_held(client: Client, hotkey: str, netuid: int, mechid: int = 0, block: int | None = None) -> Held:
+    """The weights of a hotkey at `block`, or at the head.
+
+    Raises:
+        ChainUnavailable: no answer.
+        NotRegistered: the hotkey has no uid.
+    """
+    index = mechid * MECHANISM_STRIDE + netuid
+    with translated(f"reading the weights of subnet {netuid}"):
+        view = await client.at(block)
+        uid = await view.query(("SubtensorModule", "Uids"), [netuid, hotkey])
+        if uid is None:
+            raise NotRegistered(f"hotkey {hotkey} has no uid on subnet {netuid}")
+        updates = await view.query(("SubtensorModule", "LastUpdate"), [index])
+        row = await view.query(("SubtensorModule", "Weights"), [index, uid]) or ()
+    last = int(updates[uid]) if uid < len(updates) else 0
+    return Held(block=last, row={int(target): int(value) for target, value in row})
+
+
+def agree(wanted: Mapping[int, float], stored: Mapping[int, int]) -> bool:
     """Whether the rows are the same up to the rounding to u16."""
     total, sum_stored = sum(wanted.values()), sum(stored.values())
     if not total or not sum_stored:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM
 
+from distributed_training.explain.__main__ import main as explain
 from tests.integration.subnet import ROOT, TINY
 
 LOCALNET = [sys.executable, "-m", "distributed_training.localnet"]
@@ -46,6 +47,8 @@ def test_a_whole_subnet_trains_and_pays_and_goes_on_later(tmp_path: Path) -> Non
     done, summary = localnet(tmp_path / "net", "--miners", "2", "--validators", "2", "--epochs", "2", seconds=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (summary["first_epoch"], summary["rounds_completed"]) == (4, 2)
+    logs = [str(tmp_path / "net" / name / "events.jsonl") for name in ("validator-1", "validator-2")]
+    assert explain(["--replay", *logs]) == explain(["--uid", "3", *logs]) == 0
 
 
 @pytest.mark.slow

@@ -117,8 +117,6 @@ def test_work_that_went_into_no_average_is_not_paid() -> None:
     ("item", "reason"),
     [
         (evidence(unobserved="hub unavailable"), "hub unavailable"),
-        (evidence(audits=()), "none of its records was audited"),
-        (evidence(standings=(Standing.LEFT_OUT,)), "in no round that counts, through no doing of its own"),
         (evidence(standings=(Standing.VOID,)), "in no round that counts, through no doing of its own"),
         (None, "not sampled"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from distributed_training.scoring.combine import Evidence, ScoreBook, advance, weights
-from distributed_training.scoring.explain import EpochScored, render, replay, score_epoch, scored_epochs
+from distributed_training.scoring.explain import replay, score_epoch
 from template.errors import CorruptState, StateError
 from template.telemetry import JsonlSink, MemorySink, Telemetry, read_jsonl
 from tests.scoring.evidence import FAILED, RULES, epochs_of, evidence, silent
@@ -82,14 +82,15 @@ def edited(log: Log, *path: Any, value: Any) -> Log:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ((1, "rows", 0, "after", "ema"), 99.0, "uid 0: the evidence gives after"),
+        ((1, "rows", 0, "after", "ema"), 99.0, "uid 0: the evidence gives after.ema"),
         ((1, "rows", 1, "weight"), 0.5, "uid 1: the evidence gives weight"),
-        ((1, "rows", 0, "before", "ema"), 0.0, "uid 0: the evidence gives before"),
+        ((1, "rows", 0, "before", "ema"), 0.0, "uid 0: the evidence gives before.ema"),
         ((0, "rows", 0, "evidence", "steps", "samples"), 31, "epoch 0, uid 0"),
         ((0, "rows", 0, "evidence", "audits", 0, "agreement"), 0.95, "epoch 0, uid 0"),
         ((2, "rules", "scoring", "ema"), 0.3, "epoch 2, uid 0"),
         ((2, "burn"), True, "burn is logged as True"),
-        ((1, "previous_epoch"), None, "goes from epoch 0 to 1"),
+        ((1, "previous_epoch"), None, "epoch 1, uid 0: the evidence gives before.ema 0.0"),
+        ((2, "previous_epoch"), 0, "goes from epoch 1 to 2, which follows 0"),
     ],
 )
 def test_an_edited_log_is_found_out(path: tuple[Any, ...], value: Any, message: str) -> None:
@@ -122,26 +123,3 @@ def test_an_empty_log_is_not_burn() -> None:
         replay([])
     with pytest.raises(CorruptState, match="up to epoch -1"):
         replay(logged(HONEST)[0], until=-1)
-
-
-def event() -> EpochScored:
-    log, _ = logged([[evidence(0, 30), evidence(1, 90), evidence(2, audits=(FAILED,)), silent(3)]])
-    return next(iter(scored_epochs(log)))
-
-
-def test_render_shows_every_factor() -> None:
-    """The text for a person holds the weight, the average and each factor with its source."""
-    text = render(event(), 1)
-    assert "weight        0.75 = 18.0 / sum of all" in text
-    assert "18.0 = (1 - 0.2) * 0.0 + 0.2 * 90.0" in text
-    assert "g gradient    1.0 (worst of 1 audits)" in text
-    assert "b bandwidth   1.0 (measured this epoch; 1 transfers)" in text
-    assert "round         delivered" in text
-
-
-def test_render_says_why_nothing_was_paid() -> None:
-    """A failed audit and silence each have their reason; an unknown uid is an error."""
-    assert "failed an audit: set to zero (record 0: gradient differs)" in render(event(), 2)
-    assert "no verified samples" in render(event(), 3)
-    with pytest.raises(StateError, match="uid 9 was not scored"):
-        render(event(), 9)

@@ -256,3 +256,21 @@ def test_process_arguments_and_environment_are_the_default(monkeypatch: pytest.M
     monkeypatch.setenv("DT_WALLET_NAME", "me")
     found = parse(SECTIONS, prog="miner", description="")
     assert (found[""].netuid, found["wallet"].name) == (4, "me")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads files."""
+
+    file: tuple[Path, ...] = option("what to read", default=(), positional=True)
+    lines: int = option("how many", default=1)
+
+
+@pytest.mark.parametrize(
+    ("argv", "files", "lines"),
+    [([], (), 1), (["a", "b"], ("a", "b"), 1), (["--lines", "3", "a"], ("a",), 3), (["a", "--lines", "3"], ("a",), 3)],
+)
+def test_what_stands_without_a_flag(argv: list[str], files: tuple[str, ...], lines: int) -> None:
+    """Goes to the positional setting, wherever it stands."""
+    read = parse({"": Reader}, argv, {}, prog="reader", description="Reads.")[""]
+    assert (read.file, read.lines) == (tuple(map(Path, files)), lines)

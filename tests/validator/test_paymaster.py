@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 from bittensor import Client
 
+from distributed_training.events import WeightsSet
+from distributed_training.explain.account import check_payment
 from distributed_training.scoring.combine import Entry, ScoreBook
+from distributed_training.validator import paymaster
 from distributed_training.validator.memory import MemoryFile, Remembered
-from distributed_training.validator.paymaster import CHAIN_PATIENCE_BLOCKS, Paymaster, earned
+from distributed_training.validator.paymaster import CHAIN_PATIENCE_BLOCKS, TRIES, Paymaster
+from distributed_training.validator.payment import payment_of
 from template.chain.connect import connect
 from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain
@@ -75,7 +82,7 @@ async def office(folder: Path, wallet: DevWallet | None = None) -> AsyncIterator
     memory = Remembered(MemoryFile(folder / "validator.json"), "run-1", telemetry)
     view = Chain(metagraph_of(1))
     async with connect(f"local://{path}") as client:
-        paymaster = Paymaster(
+        master = Paymaster(
             uid=1,
             spec=scoring,
             netuid=1,
@@ -86,7 +93,7 @@ async def office(folder: Path, wallet: DevWallet | None = None) -> AsyncIterator
             telemetry=telemetry,
             clock=ManualClock(),
         )
-        made = Office(path, client, view, memory, paymaster, sink)
+        made = Office(path, client, view, memory, master, sink)
         await made.advance(25)  # past the first epoch of the chain: the validator has its permit
         yield made
 
@@ -173,6 +180,155 @@ class Silent:
     async def execute(self, *_: object) -> None:
         raise ConnectionRefusedError("no route to the node")
 
+    async def at(self, *_: object) -> None:
+        raise ConnectionRefusedError("no route to the node")
+
+
+class Lossy:
+    """A client whose node takes what is sent, and whose answers to it are lost."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.sent = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def execute(self, *arguments: Any) -> None:
+        self.sent += 1
+        await self._client.execute(*arguments)
+        raise ConnectionResetError("the connection was lost")
+
+
+class Hanging(Silent):
+    """A client whose node never answers."""
+
+    async def execute(self, *_: object) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_weights_whose_answer_was_lost_are_found(tmp_path: Path) -> None:
+    """They are read back and not sent again; the event is of the weights that are there."""
+    async with office(tmp_path) as at:
+        at.earn(m1=3.0, m2=1.0)
+        lossy = Lossy(at.client)
+        at.paymaster._client = lossy  # type: ignore[assignment]
+        assert await at.tick() == ["unavailable"]
+        at.earn(m1=1.0, m2=1.0)
+        await at.advance(CHAIN_PATIENCE_BLOCKS)
+        assert await at.tick() == ["set"]
+        assert lossy.sent == 1
+        told = at.sink.records[-1]
+        assert (told["attempt"], told["weights"], told["stored"]) == (
+            2,
+            {"2": 0.75, "3": 0.25},
+            {"2": 65535, "3": 21845},
+        )
+        assert "though the chain did not answer" in told["detail"]
+
+
+async def test_a_chain_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging node must not hang the pay for ever."""
+    monkeypatch.setattr(paymaster, "CHAIN_SECONDS", 0.05)
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        at.paymaster._client = Hanging()  # type: ignore[assignment]
+        assert await at.tick() == ["unavailable"]
+
+
+async def test_tries_are_bounded_in_an_interval(tmp_path: Path) -> None:
+    """So many a few blocks apart; then the next interval is waited for."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        at.paymaster._client = Silent()  # type: ignore[assignment]
+        for number in range(1, TRIES + 1):
+            assert await at.tick() == ["unavailable"]
+            assert at.sink.records[-1]["attempt"] == number
+            await at.advance(CHAIN_PATIENCE_BLOCKS)
+        assert await at.tick() == []
+        await at.advance(INTERVAL - CHAIN_PATIENCE_BLOCKS)
+        assert await at.tick() == ["unavailable"]
+
+
+async def test_an_old_version_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    """With the remedy; the chain would refuse it each time, for a fee."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0)
+        at.view.metagraph = replace(at.view.metagraph, weights_version=7)
+        at.paymaster._client = Hanging()  # type: ignore[assignment]
+        assert await at.tick() == ["refused"]
+        assert at.sink.records[-1]["code"] == "old_version"
+        assert "update this software" in at.sink.records[-1]["detail"]
+
+
+def sealing(at: Office) -> None:
+    """Turn commit-reveal on."""
+    with Ledger(at.path) as ledger:
+        operator.apply(ledger, lambda s: operator.set_hyperparameter(s, 1, "commit_reveal_weights_enabled", True))
+
+
+async def test_sealed_weights_are_committed_and_looked_for(tmp_path: Path) -> None:
+    """The commit is read back; once the chain has opened it, that it holds what was sealed is told."""
+    async with office(tmp_path) as at:
+        sealing(at)
+        at.earn(m1=3.0, m2=1.0)
+        assert await at.tick() == ["committed"]
+        assert (at.sink.records[-1]["stored"], at.sink.records[-1]["attempt"]) == ({}, 1)
+        assert await at.tick() == []
+        first = at.view.block
+        at.earn(m1=1.0, m2=1.0)
+        await at.until(first + INTERVAL)
+        assert await at.tick() == ["committed"]
+        with Ledger(at.path) as ledger:  # the drand network, which the embedded chain has not, would do it
+            row = [[2, 65535], [3, 21845]]
+            operator.apply(ledger, lambda state: state.put("Weights", 1, 1, value=row))
+        await at.until(first + 2 * INTERVAL)
+        assert await at.tick() == ["revealed", "committed"]
+        told = at.sink.records[-2]
+        assert (told["block"], told["weights"], told["stored"]) == (
+            first,
+            {"2": 0.75, "3": 0.25},
+            {"2": 65535, "3": 21845},
+        )
+
+
+async def test_a_commit_that_is_never_opened_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once: several may wait."""
+    monkeypatch.setattr(paymaster, "SEALED", 1)
+    async with office(tmp_path) as at:
+        sealing(at)
+        at.earn(m1=1.0)
+        told = []
+        for _ in range(3):
+            told += await at.tick()
+            await at.advance(INTERVAL)
+        assert told == ["committed", "committed", "refused", "committed"]
+        assert [record["code"] for record in at.sink.records if record["outcome"] == "refused"] == ["not_revealed"]
+
+
+async def test_what_is_told_leads_to_what_was_set(tmp_path: Path) -> None:
+    """The subnet's limits and the book give the weights again, and these the u16 on the chain, to the bit."""
+    async with office(tmp_path) as at:
+        with Ledger(at.path) as ledger:
+            for name, value in (("min_allowed_weights", 3), ("max_weights_limit", 40_000)):
+                operator.apply(ledger, lambda s, n=name, v=value: operator.set_hyperparameter(s, 1, n, v))  # type: ignore[misc]
+        await at.advance(1)
+        at.earn(m1=5.0, m2=0.3)
+        assert await at.tick() == ["set"]
+        (told,) = (record for record in at.sink.records if record["kind"] == "WeightsSet")
+        assert told["limits"] == {"uids": 4, "owner_uid": 0, "min_allowed": 3, "max_limit": 40_000}
+        check_payment(WeightsSet(**{k: v for k, v in told.items() if k not in ("kind", "time")}), at.memory.now.book)
+        assert sum(told["stored"].values()) * 40_000 >= max(told["stored"].values()) * 65535
+        assert set(told["stored"]) == {"0", "2", "3"}
+
+
+async def test_an_owner_without_a_uid_keeps_nobody_from_being_paid(tmp_path: Path) -> None:
+    """It is needed to burn, and for nothing else."""
+    async with office(tmp_path) as at:
+        at.earn(m1=1.0, m2=1.0)
+        at.view.metagraph = replace(at.view.metagraph, owner_hotkey="5Gone")
+        assert await at.tick() == ["set"]
+
 
 async def test_an_owner_without_a_uid_is_told_and_ends_nothing(tmp_path: Path) -> None:
     """There is nobody to burn to; the validator goes on and tries again."""
@@ -191,5 +347,6 @@ async def test_who_lost_its_uid_is_not_paid_and_neither_is_its_successor(tmp_pat
         hotkeys = list(at.view.metagraph.hotkeys)
         hotkeys[2] = "5Newcomer"
         graph = replace(at.view.metagraph, hotkeys=tuple(hotkeys))
-        assert earned(at.memory.now.book, graph) == {3: 1.0}
-        assert earned(at.memory.now.book, replace(graph, hotkeys=graph.hotkeys[:2])) == {}
+        payment = payment_of(at.memory.now.book, graph)
+        assert (payment.departed, payment.shares) == ((2,), {3: 1.0})
+        assert payment_of(at.memory.now.book, replace(graph, hotkeys=graph.hotkeys[:2])).shares == {0: 1.0}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
 
 from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
 from distributed_training.protocol import AllReduce, Deadlines, Failure
-from distributed_training.scoring.participation import Standing, participation_score, standing
-from distributed_training.validator.rounds import Attendance, completed_round, failed_attempt, failed_senders
+from distributed_training.scoring.participation import Fault, Standing, participation_score, standing
+from distributed_training.validator.rounds import Attendance, Verdict, completed_round, failed_attempt, judged_attempt
 from tests.validator.test_lead import members
 
 
@@ -51,10 +52,16 @@ def outcome(
     )
 
 
+def judged(seen: RoundOutcome, asked: AllReduce | None = None) -> Verdict:
+    """By validator 0, which thinks that two seconds are the least that is fair."""
+    return judged_attempt(asked or request(), seen, 0, 2.0)
+
+
 def test_a_sender_whose_part_we_did_not_get_failed() -> None:
     """And nobody else of that attempt did."""
-    assert failed_senders(request(), outcome((2, "EXCHANGE", "sender")), 2.0) == {2}
-    seen = failed_attempt(request(), frozenset({2}), frozenset(range(9)))
+    verdict = judged(outcome((2, "EXCHANGE", "sender")))
+    assert verdict == Verdict(failed=frozenset({2}))
+    seen = failed_attempt(request(), verdict, frozenset(range(9)))
     assert standing(2, seen) is Standing.FAILED
     assert participation_score(standing(uid, seen) for uid in (0, 1, 3, 8)) is None  # 8 was not even in the group
 
@@ -72,12 +79,34 @@ def test_a_sender_whose_part_we_did_not_get_failed() -> None:
 )
 def test_what_may_be_another_s_doing_counts_against_nobody(failures: list[tuple[int, str, str]]) -> None:
     """An honest miner must not lose through a leader, a reducer or this validator."""
-    assert failed_senders(request(), outcome(*failures), 2.0) == frozenset()
+    assert judged(outcome(*failures)).failed == frozenset()
 
 
 def test_a_leader_in_a_hurry_makes_nobody_fail() -> None:
-    """Shorter deadlines than are fair are accepted, but being late for them is no fault."""
-    assert failed_senders(request(exchange=0.01), outcome((2, "EXCHANGE", "sender")), 2.0) == frozenset()
+    """Shorter deadlines than are fair are accepted, but being late for them is no fault of anybody but the leader."""
+    verdict = judged(outcome((2, "EXCHANGE", "sender")), request(exchange=0.01))
+    assert (verdict.failed, verdict.fault) == (frozenset(), Fault.LEADER)
+    assert verdict.reason == "the leader gave 0.01 s to exchange, and 2 s are the least that is fair"
+
+
+def test_most_parts_missing_is_our_own_line() -> None:
+    """It is recorded as this validator's fault, and a round that it spoils counts against nobody."""
+    verdict = judged(outcome(*((uid, "EXCHANGE", "sender") for uid in (1, 2, 3))))
+    assert (verdict.failed, verdict.fault) == (frozenset(), Fault.VALIDATOR)
+    seen = failed_attempt(request(), verdict, frozenset(range(9)))
+    assert {standing(uid, seen) for uid in range(9)} == {Standing.VOID}
+
+
+@pytest.mark.parametrize(
+    ("accusers", "fault"), [((1,), Fault.NONE), ((1, 2), Fault.NONE), ((1, 2, 3), Fault.VALIDATOR)]
+)
+def test_our_own_share_lost_is_our_own_fault(accusers: tuple[int, ...], fault: Fault) -> None:
+    """If most of the others did not get what we reduced, we do not trust what we did not get; a few may be lying."""
+    lost = Failure(uid=0, state="EXCHANGE", role="reducer", reason="r")
+    seen = replace(outcome((4, "EXCHANGE", "sender")), accusations={uid: (lost,) for uid in accusers})
+    verdict = judged(seen)
+    assert verdict.fault is fault
+    assert verdict.failed == (frozenset() if fault is Fault.VALIDATOR else {4})
 
 
 def test_a_completed_round_counts_for_who_is_in_it() -> None:

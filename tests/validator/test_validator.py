@@ -208,6 +208,7 @@ async def test_a_leader_in_a_hurry_makes_nobody_owe(tmp_path: Path) -> None:
             ended = EndedRound(request, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state)
             validator.on_ended(ended)
             assert validator._memory.now.failed == owing
+        assert [event["fault"] for event in net.neurons[0].told("AttemptVoid")] == ["leader"]
 
 
 async def test_one_leader_makes_so_many_attempts_a_turn(tmp_path: Path) -> None:
@@ -330,3 +331,27 @@ async def test_an_epoch_is_scored_once(tmp_path: Path) -> None:
         assert validator._memory.now.book == before
         assert len(net.neurons[0].told("EpochScored")) == 1
         assert "what was scored stays scored" in net.neurons[0].told("AuditNotPossible")[0]["reason"]
+
+
+async def test_epochs_that_it_missed_are_its_own(tmp_path: Path) -> None:
+    """They are told as not scored, with the reason, and change nobody's average."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        validator = await attached(net, ManualClock())
+        await net.train(1, 4)
+        await validator._tick()
+        await validator._audit_epoch(validator._seen.get_nowait())
+        before = validator._memory.now.book
+        for _ in range(3):
+            await net.train(1, 4)
+            await validator._tick()
+        seen = [validator._seen.get_nowait() for _ in range(3)][-1]
+        await validator._audit_epoch(seen)
+        told = net.neurons[0].told("AuditNotPossible")
+        assert [(event["epoch"], "in no round" in event["reason"]) for event in told] == [(1, True), (2, True)]
+        after = validator._memory.now.book
+        assert (before.epoch, after.epoch) == (0, 3)
+        assert after.entries[0].ema == (1 - 0.2) * before.entries[0].ema + 0.2 * _last_score(net)
+
+
+def _last_score(net: Subnet) -> float:
+    return float(net.neurons[0].told("EpochScored")[-1]["rows"][0]["score"]["score"])

@@ -9,7 +9,7 @@ from bittensor.intents import normalize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from template.chain.weights import burn, process
+from template.chain.weights import burn, process, quantised
 
 U16 = 65535
 
@@ -31,6 +31,29 @@ def test_minimum_count_is_filled_with_dust() -> None:
     assert list(shares) == [2, 3, 0]
     assert shares[3] == shares[0] == pytest.approx(1 / U16, rel=1e-3)
     assert normalize(list(shares), list(shares.values()))[1] == [U16, 1, 1]
+
+
+def test_who_is_to_come_last_fills_up_last() -> None:
+    """Even the dust goes to the others first, as long as there are any."""
+    assert list(process({2: 1.0}, uids=5, owner_uid=4, min_allowed=4, last=(0, 1))) == [2, 4, 3, 0]
+
+
+def test_without_an_owner_only_burning_is_impossible() -> None:
+    """What was earned is paid; what was not has nowhere to go."""
+    assert process({1: 1.0, 2: 1.0}, uids=3, owner_uid=None, min_allowed=3) == pytest.approx(
+        {1: 0.5, 2: 0.5, 0: 0.0}, abs=1e-4
+    )
+    with pytest.raises(ValueError, match="no uid to burn it with"):
+        process({1: 0.0}, uids=3, owner_uid=None)
+
+
+@given(st.dictionaries(st.integers(0, 39), st.floats(1e-3, 1e9), min_size=2, max_size=40), st.integers(4000, U16))
+def test_quantised_is_what_the_sdk_sends(scores: dict[int, float], limit: int) -> None:
+    """The largest share becomes 65535, the others keep their proportion to the nearest step."""
+    shares = process(scores, uids=40, owner_uid=0, max_limit=limit)
+    values, top = quantised(shares, limit), max(shares.values())
+    assert max(values.values()) == U16
+    assert all(abs(values.get(uid, 0) - U16 * share / top) <= 0.51 for uid, share in shares.items())
 
 
 def test_minimum_count_stops_at_the_subnet() -> None:
