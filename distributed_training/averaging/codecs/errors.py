@@ -49,7 +49,7 @@ def _integer(codec: IntegerName, decoded: Floats, where: NDArray[np.int64]) -> N
     """The largest value of a block decodes to at least itself."""
     top = 2 ** (codec.bits - 1) - 1
     peaks = np.array([_peak(decoded, int(index) // codec.block * codec.block, codec.block) for index in where])
-    return _HALF_STEP * peaks / top + top * 2.0**-126
+    return np.asarray(_HALF_STEP * peaks / top + top * 2.0**-126, dtype=np.float64)
 
 
 def _peak(decoded: Floats, start: int, length: int) -> float:
