@@ -6,7 +6,8 @@ Three questions, each of which an honest miner answers rightly whatever the mach
 2. Sum: at the coordinates that records show, the contribution is the samples-weighted mean of the records. Both are
    made of the same float32 numbers, so only roundings may lie between: of K additions, each at most 2^-24 of the sum of
    magnitudes, and of the codec, whose bound follows from what was decoded (codecs/errors.py). With error feedback the
-   sender adds what it owed before, which nobody else knows: then nothing is concluded from the sum.
+   sender adds what it owed before, which nobody else knows: then nothing is concluded from the sum. Who widens the
+   bound by large values that cancel has faked those records, which is what recomputing them finds.
 3. Work: a miner that knows where records are looked at could send the right sums there and anything elsewhere. So the
    validator keeps values at coordinates of its own as well, drawn anew each round and told to nobody, and compares them
    with the gradient g of each record that it recomputes. The contribution c = w g + (1 - w) rest contains that record
@@ -37,6 +38,7 @@ from distributed_training.scoring.gradient import AuditResult, Finding
 
 ROUNDING = 2.0**-24  # of a float32 operation
 SMALLEST = 2.0**-126  # what is smaller may have been flushed to zero
+LARGEST = 2.0**128  # no mean of float32 values is larger
 CHANCE = 4.0  # deviations of a surplus that is none; it must not reach the limit even then
 _SLACK = 4  # roundings of an addition with a factor, doubled
 
@@ -82,7 +84,7 @@ def excess(records: Sequence[Record], sent: Sent) -> tuple[float, float]:
         bound = (_SLACK * len(records) + 8) * ROUNDING * magnitude + sent.errors[use] + SMALLEST
         worst = float((np.abs(values - expected) / bound).max())
         relative = float(np.linalg.norm(values - expected)) / max(float(np.linalg.norm(expected)), SMALLEST)
-    return (worst, relative) if math.isfinite(worst) else (math.inf, math.inf)
+    return (worst, relative) if math.isfinite(worst) and magnitude.max() <= LARGEST else (math.inf, math.inf)
 
 
 def judge_sum(
