@@ -1,7 +1,7 @@
-"""Calibrates the audits of a run: `python -m distributed_training.calibrate --run runs/nano.toml [--write true]`.
+"""Calibrates the audits of a run: `python -m distributed_training.calibrate --run runs/nano.toml [--write]`.
 
 Trains the run for a few epochs on this machine, computes records as other honest machines would and as cheats do,
-prints both, and what limits follow for [audit] (scoring/calibration.py says how). With `--write true` it puts them into
+prints both, and what limits follow for [audit] (scoring/calibration.py says how). With `--write` it puts them into
 the run spec, and what was measured into NAME.calibration.json beside it, whose hash the spec then holds.
 
 Two machines of different make were seldom seen to differ by more than an order of magnitude more than two ways on one,
