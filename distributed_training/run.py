@@ -230,8 +230,8 @@ class AuditSpec:
     loss_tolerance: float
     gradient_tolerance: float
     threshold: float
-    alignment: float
-    inflation: float
+    alignment: float = 0.1  # these two are lenient: a calibration gives stricter ones
+    inflation: float = 10.0
     share: float = 0.02
     overhead: float = 0.04
     calibration: str = ""
