@@ -33,7 +33,7 @@ from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
 from distributed_training.run import AuditSpec, RunSpec, load_run
-from distributed_training.scoring.contribution import Sent, judge_sum, judge_work
+from distributed_training.scoring.contribution import Sent, judge_sum, judge_work, relative_size
 from distributed_training.scoring.detection import caught_in_epoch, penalty_needed
 from distributed_training.scoring.gradient import judge
 from distributed_training.scoring.sampling import audit_rate, drawn
@@ -90,7 +90,7 @@ def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batche
         witness = Witness(Watch(known, DRAWN, epoch), 0, stop, "none")
         for uid, contribution in enumerate(contributions):
             witness.see(uid, 0, contribution.vector[:stop])
-        seen = witness.sightings()
+        seen = witness.sightings(contributions[0].vector, {})
         columns = np.searchsorted(known, seen.known)
         for uid, contribution in enumerate(contributions):
             sight = seen.by_uid[uid]
@@ -106,7 +106,9 @@ def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batche
                 recomputed, gradient = auditor.recompute_at(0, params, batch, seen.drawn)
                 failed += not judge(uid, 0, record, recomputed, batch.pages, audit).passed
                 share = record.samples / contributions[uid].samples
-                result = judge_work(uid, 0, seen.by_uid[uid].drawn, gradient, share, audit, sparse=False)
+                relative = relative_size(record, contributions[uid].records)
+                sent_there = seen.by_uid[uid].drawn
+                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, sparse=False)
                 failed += result is not None and not result.passed
                 count += 1
         recomputing += time.process_time() - began
