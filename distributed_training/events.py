@@ -219,17 +219,34 @@ class Unseen(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Audited(Event):
-    """One record, recomputed."""
+    """One record, recomputed; without a `number`, what was put into the average (scoring/contribution.py)."""
 
     uid: int
     miner: int
     epoch: int
-    number: int
+    number: int | None
     agreement: float
     passed: bool
     reason: str
     loss_difference: float | None
     gradient_difference: float | None
+    alignment: float | None = None
+    inflation: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageNotExplained(Event):
+    """In the shares of these `reducers` the average is not what the contributors' records add up to.
+
+    A reducer has changed it, or somebody sent it something else than its work; which one cannot be seen from here, so
+    nobody is paid less for it. `coordinates` is how many of those `of` that records show are off.
+    """
+
+    uid: int
+    epoch: int
+    reducers: list[int]
+    coordinates: int
+    of: int
 
 
 @dataclass(frozen=True, kw_only=True)
