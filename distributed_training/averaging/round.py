@@ -48,7 +48,7 @@ PROTOCOL = "dt-round/3"
 class RoundConfig:
     """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails.
 
-    Who was lost in CONNECT is asked again for up to `ask_seconds`, and in EXCHANGE streams stay open that long for those
+    Who was lost in CONNECT is asked again for up to `ask_seconds`, and in EXCHANGE streams stay open as long for those
     who have not seen yet what another one saw: a busy machine may need it.
     A direct connection may take `direct_seconds` and at most `direct_share` of CONNECT; libp2p takes over then.
     """
