@@ -1,8 +1,9 @@
 """N nodes in one process, one after another in each step, with one model between them.
 
 The simulator computes losses and gradients, gives each node its own samples, and moves messages through the ledger; a
-strategy sees its state, its gradient and what comes back. Seeds decide on the initial weights, the order of the data,
-the evaluation set and what strategies draw: the same numbers again on the same machine, to the bit.
+strategy sees its state, its gradient and what comes back. Its code runs in this process and is trusted to keep to that:
+a stranger's does not belong here. Seeds decide on the initial weights, the order of the data, the evaluation set and
+what strategies draw: the same numbers again on the same machine, to the bit.
 """
 
 from __future__ import annotations
