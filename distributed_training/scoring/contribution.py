@@ -115,7 +115,7 @@ def excess(records: Sequence[Record], sent: Sent) -> tuple[float, float]:
     if any(len(record.gradient) <= columns.max() for record in records):
         return math.inf, math.inf
     samples = np.array([float(record.samples) for record in records])
-    shown = np.array([record.gradient for record in records], dtype=np.float64)[:, columns]  # [K, n]
+    shown = np.array([[record.gradient[column] for column in columns.tolist()] for record in records])  # [K, n]
     with np.errstate(over="ignore", invalid="ignore"):
         share = samples / samples.sum()
         expected, magnitude = share @ shown, share @ np.abs(shown)
