@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.outcome import RoundResult
+from distributed_training.averaging.plan import plan_from
 from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -232,12 +234,15 @@ async def test_one_leader_makes_so_many_attempts_a_turn(tmp_path: Path) -> None:
 
 
 class NotFinite(Engine):
-    """Puts infinity into the average, unseen by its own check."""
+    """Puts infinity into the shares of some of the others, unseen by its own check."""
+
+    places: ClassVar[tuple[tuple[int, int], ...]] = ((0, 1),)
 
     def contribution(self) -> Contribution:
         honest = super().contribution()
         vector = honest.vector.copy()
-        vector[: 3 * vector.size // 5] = np.inf  # what uids 0, 1 and 2 reduce in a group of five
+        for start, stop in self.places:
+            vector[start:stop] = np.inf
         return Contribution(vector, honest.samples, honest.records)
 
 
@@ -249,6 +254,9 @@ async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, mo
         validator = await attached(net)
         for uid in (1, 2, 3, 4):
             await net.train(uid, 4)
+        size = net.neurons[0].engine.layout.size
+        ranges = plan_from(net.request(), size=size, quorum=0.67, max_weight=1, reduction="mean").ranges()
+        monkeypatch.setattr(NotFinite, "places", tuple(ranges[uid] for uid in (0, 1, 2)))
         net.neurons[3].engine.__class__ = NotFinite
         await validator._tick()
         assert led(net) == [(0, False), (1, True)]
