@@ -111,7 +111,7 @@ def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batche
                 share = record.samples / contributions[uid].samples
                 relative = relative_size(record, contributions[uid].records)
                 sent_there = seen.by_uid[uid].drawn
-                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, sparse=False)
+                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, zeros=False)
                 failed += result is not None and not result.passed
                 count += 1
         recomputing += time.process_time() - began
