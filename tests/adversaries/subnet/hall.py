@@ -90,6 +90,7 @@ class _Meeting:
     """One round."""
 
     plan: RoundPlan
+    ranges: Mapping[int, tuple[int, int]]
     seats: dict[int, _Seat] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     exchange: _Exchange | None = None
@@ -103,8 +104,9 @@ class Hall:
 
     def join(self, plan: RoundPlan, uid: int, seat: _Seat) -> _Meeting:
         """Come to a round."""
-        meeting = self._meetings.setdefault(plan.round_id, _Meeting(plan))
-        assert meeting.plan.digest() == plan.digest(), "members of one process have one plan"
+        meeting = self._meetings.get(plan.round_id)
+        if meeting is None:
+            meeting = self._meetings[plan.round_id] = _Meeting(plan, plan.ranges())
         meeting.seats[uid] = seat
         if len(meeting.seats) == len(plan.members):
             meeting.complete.set()
@@ -156,7 +158,7 @@ class MemoryAverager:
 
 def _exchanged(meeting: _Meeting) -> _Exchange:
     """Send all parts, and reduce them if nobody has a reason to give up."""
-    plan, ranges = meeting.plan, meeting.plan.ranges()
+    plan, ranges = meeting.plan, meeting.ranges
     reducers = [uid for uid, (start, stop) in ranges.items() if stop > start]
     received: dict[int, dict[int, Floats]] = {reducer: {} for reducer in reducers}
     named: dict[int, dict[int, str]] = {reducer: {} for reducer in reducers}
@@ -187,7 +189,7 @@ def _exchanged(meeting: _Meeting) -> _Exchange:
         share, restraints[reducer] = _reduced(plan, meeting, received[reducer], stop - start)
         average[start:stop] = meeting.seats[reducer].line.share(plan, share)
     average.flags.writeable = False
-    return _Exchange(_slowest(meeting, ranges), named, {}, average, received, restraints)
+    return _Exchange(_slowest(meeting), named, {}, average, received, restraints)
 
 
 _MISSING = "no complete part in time"
@@ -225,9 +227,9 @@ def _reduced(
     return out, reducer.restraints()
 
 
-def _slowest(meeting: _Meeting, ranges: Mapping[int, tuple[int, int]]) -> float:
+def _slowest(meeting: _Meeting) -> float:
     """Seconds until the last part and the last average have arrived; nobody waits longer than the deadline."""
-    plan = meeting.plan
+    plan, ranges = meeting.plan, meeting.ranges
     longest = 0.0
     for uid, seat in meeting.seats.items():
         own = ranges[uid][1] - ranges[uid][0]
@@ -240,7 +242,7 @@ def _slowest(meeting: _Meeting, ranges: Mapping[int, tuple[int, int]]) -> float:
 
 def _transfers(meeting: _Meeting, uid: int) -> tuple[Transfer, ...]:
     """What member `uid` measured of everybody else."""
-    plan, ranges = meeting.plan, meeting.plan.ranges()
+    plan, ranges = meeting.plan, meeting.ranges
     mine, seat = ranges[uid][1] - ranges[uid][0], meeting.seats[uid]
     transfers = []
     for other, (start, stop) in sorted(ranges.items()):

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bittensor.keyfiles import Keypair
 
@@ -35,7 +35,7 @@ from distributed_training.validator.memory import Memory, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication
 from distributed_training.validator.validator import Validator
-from template.telemetry import Record, Telemetry
+from template.telemetry import Event, Telemetry
 from template.transport.policy import Caller
 from tests.adversaries.behaviour import Behaviour
 from tests.adversaries.subnet.chain import Chain
@@ -189,32 +189,17 @@ class Gauge:
         await asyncio.Event().wait()
 
 
-class Notes:
-    """A telemetry sink that keeps some kinds of events."""
+class Notes(Telemetry):
+    """Keeps the events of some kinds, with the time, as they are."""
 
-    def __init__(self, kinds: frozenset[str]) -> None:
+    def __init__(self, kinds: frozenset[type[Event]]) -> None:
+        super().__init__()
         self._kinds = kinds
-        self.records: list[Record] = []
+        self.events: list[tuple[float, Event]] = []
 
-    def write(self, record: Record) -> None:
-        if record["kind"] in self._kinds:
-            self.records.append(record)
-
-    def close(self) -> None:
-        return
-
-
-class Selective(Telemetry):
-    """Does not even copy events that nobody keeps."""
-
-    def __init__(self, kinds: frozenset[str]) -> None:
-        self.notes = Notes(kinds)
-        super().__init__([self.notes], VirtualClock())
-        self._kinds_kept = kinds
-
-    def emit(self, event: Any) -> None:
-        if type(event).__name__ in self._kinds_kept:
-            super().emit(event)
+    def emit(self, event: Event) -> None:
+        if type(event) in self._kinds:
+            self.events.append((asyncio.get_running_loop().time(), event))
 
 
 @dataclass
@@ -246,17 +231,17 @@ class Parts:
     catch_up: InStep
     averager: MemoryAverager
     known: KnownPeers
-    telemetry: Selective
+    telemetry: Notes
     turn: asyncio.Lock
 
 
 @asynccontextmanager
 async def open_parts(
-    world: World, uid: int, behaviour: Behaviour, *, contributes: bool, rate: float, seconds: float, kinds: frozenset[str]
+    world: World, uid: int, behaviour: Behaviour, *, contributes: bool, rate: float, seconds: float, kinds: frozenset[type[Event]]
 ) -> AsyncIterator[Parts]:
     """The parts of a neuron whose micro-batches take `seconds` and whose streams carry `rate` bytes a second."""
     spec, loader, key, turn = world.spec, world.loader, key_of(uid), asyncio.Lock()
-    telemetry, known = Selective(kinds), KnownPeers()
+    telemetry, known = Notes(kinds), KnownPeers()
     engine = behaviour.engine(spec, loader, uid, "cpu")
     worker = VirtualWorker(engine, _batches(loader, uid), seconds * behaviour.pace, world.shelf)
     transport = world.streams.transport(f"peer{uid}")

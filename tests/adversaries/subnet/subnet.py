@@ -8,19 +8,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
 
 from distributed_training.averaging import memory as streams
 from distributed_training.engine.audit import Auditor
+from distributed_training.events import Audited, AuditNotPossible, Excluded, RoundLed
 from distributed_training.protocol import AllReduce, IsAlive, Train
 from distributed_training.run import DataSpec, RunSpec, load_run
+from distributed_training.scoring.explain import EpochScored
 from distributed_training.validator import paymaster
 from distributed_training.validator.validator import Validator
 from template.chain.weights import WeightsOutcome
-from template.telemetry import Record
+from template.telemetry import Event
 from tests.adversaries.behaviour import HONEST, Behaviour
 from tests.adversaries.subnet import virtual
 from tests.adversaries.subnet.chain import OWNER, STAKE, Chain, Paid
@@ -30,6 +32,8 @@ from tests.adversaries.subnet.model import small_models
 from tests.adversaries.subnet.neurons import Gauge, Shelf, World, key_of, miner_of, open_parts, validator_of
 from tests.adversaries.subnet.wire import Wire
 
+E = TypeVar("E", bound=Event)
+
 NANO = Path(__file__).parents[3] / "runs" / "nano.toml"
 MICRO_BATCHES = 16  # at most, a miner and epoch
 USUAL = 4  # of an honest miner of speed 1
@@ -38,7 +42,7 @@ BATCH_SECONDS = 1.0
 RATE = 2e6  # bytes a second and stream: twice the run's reference
 POLL_SECONDS = 2.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
-KINDS = frozenset({"Audited", "EpochScored", "Excluded", "RoundLed", "AuditNotPossible"})
+KINDS: frozenset[type[Event]] = frozenset({Audited, AuditNotPossible, EpochScored, Excluded, RoundLed})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class Scenario:
     validating: Mapping[int, Callable[[World, Validator, int], Any]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     measure_every: int = 10
-    kinds: frozenset[str] = KINDS
+    kinds: frozenset[type[Event]] = KINDS
 
     @property
     def first_miner(self) -> int:
@@ -84,7 +88,7 @@ class Story:
     losses: Mapping[int, float]
     paid: tuple[Paid, ...]
     weights: np.ndarray[Any, np.dtype[np.float64]]
-    records: Mapping[int, list[Record]]
+    events: Mapping[int, list[tuple[float, Event]]]
 
     def pay(self, uid: int) -> float:
         """All incentive that the uid earned, in epochs of the chain."""
@@ -94,9 +98,9 @@ class Story:
         """All dividends that the uid earned, in epochs of the chain."""
         return sum(paid.dividends[uid] for paid in self.paid)
 
-    def told(self, uid: int, kind: str) -> list[Record]:
+    def told(self, uid: int, kind: type[E]) -> list[E]:
         """The events of a kind that a neuron told, oldest first."""
-        return [record for record in self.records[uid] if record["kind"] == kind]
+        return [event for _, event in self.events[uid] if isinstance(event, kind)]
 
     @property
     def final_loss(self) -> float:
@@ -174,7 +178,7 @@ async def _simulate(scenario: Scenario) -> Story:
             losses=gauge.losses,
             paid=tuple(chain.paid),
             weights=chain.weights.copy(),
-            records={uid: parts.telemetry.notes.records for uid, parts in neurons.items()},
+            events={uid: parts.telemetry.events for uid, parts in neurons.items()},
         )
 
 
