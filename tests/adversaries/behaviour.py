@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from distributed_training.composition import honest_engine
@@ -13,7 +12,7 @@ from tests.adversaries.subnet.hall import Line
 from tests.adversaries.subnet.wire import Handler
 
 if TYPE_CHECKING:
-    from distributed_training.protocol import AllReduce, AllReduceResponse, IsAliveResponse, TrainResponse
+    pass
 
 
 class Behaviour:

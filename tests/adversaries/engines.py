@@ -6,11 +6,10 @@ time, is in `zoo.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
-
-import dataclasses
 from typing import Any
 
 import numpy as np

@@ -58,7 +58,7 @@ class FastForValidators(Line):
 
 
 class LyingReducer(Line):
-    """Gives everybody minus three times the average of its share. Hopes to steer the model by what nobody recomputes."""
+    """Gives everybody minus three times the average of its share. Hopes that nobody computes it again."""
 
     def share(self, plan: RoundPlan, average: Floats) -> Floats:
         return average * np.float32(-3)

@@ -1,4 +1,4 @@
-"""The zoo: every behaviour that a subnet must survive, as what it replaces of an honest miner and what that costs it."""
+"""The zoo: every behaviour that a subnet must survive, what it replaces of an honest miner, what that costs it."""
 
 from __future__ import annotations
 
@@ -138,15 +138,17 @@ class Selective(Behaviour):
 class Case:
     """One line of the table: who behaves how among the miners, and what is wanted.
 
-    `share` of the miners behave so (at least one); `machines` is how many honest machines each of them stands for;
-    `speed` of each; `wanted` is the largest pay, relative to honest pay for the same time; None: it is honest work, and
-    what is right is said in `note`.
+    `share` of the miners behave so (at least one); `machines`: how many honest machines each of them stands for;
+    `speed` and `rate` (of the line) of each, in those of an honest machine; `fine`: see Scenario. `wanted` is the
+    largest pay, relative to honest pay for the same time; None: it is honest work, and `note` says what is right.
     """
 
     name: str
     make: Callable[[tuple[int, ...]], Behaviour]
     share: float = 0.125
     speed: float = 1.0
+    rate: float = 1.0
+    fine: int = 1
     machines: float = 1.0
     wanted: float | None = 0.05
     note: str = ""
@@ -225,6 +227,8 @@ CASES: tuple[Case, ...] = (
         make=lambda _: HONEST,
         share=SYBILS / 24,
         speed=1 / SYBILS,
+        rate=1 / SYBILS,
+        fine=4,
         machines=1 / SYBILS,
         wanted=1.0,
         note=f"one machine as {SYBILS} uids: pay of the machine",

@@ -1,7 +1,7 @@
 """A subnet of hundreds of neurons in one process, in simulated time: hundreds of epochs in minutes.
 
-What decides is the product's own code, unchanged: `Miner`, `Validator`, `Node`, `Census`, `CatchUp.check`, `RoundLeader`,
-`AuditDesk`, `Paymaster`, `Engine`, `Auditor`, `Reducer` and its rules, `schedule`, `scoring` and Yuma consensus.
+What decides is the product's own code, unchanged: `Miner`, `Validator`, `Node`, `Census`, `CatchUp.check`,
+`RoundLeader`, `AuditDesk`, `Paymaster`, `Engine`, `Auditor`, `Reducer` and its rules, `schedule`, `scoring` and Yuma.
 
 What is replaced, and by what:
 
@@ -10,7 +10,7 @@ What is replaced, and by what:
 | time | an event loop that jumps to the next thing that is due (`virtual.py`) |
 | model | a log-bilinear model of pairs of tokens with exact gradients in numpy (`model.py`) |
 | corpus | text of a random Markov chain, in memory (`corpus.py`) |
-| axon, dendrite | a request is a call of the handler; permits and deadlines hold, bytes and signatures are left out (`wire.py`) |
+| axon, dendrite | a request is a call of the handler; permits and deadlines hold, there are no bytes (`wire.py`) |
 | libp2p | parts and averages change hands in memory, at the speed of the members' lines (`hall.py`) |
 | chain | registrations, blocks, weights and Yuma in memory (`chain.py`) |
 | hub, checkpoints | none: who fell behind takes the state from who has it (`neurons.py`) |

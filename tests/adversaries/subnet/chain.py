@@ -97,9 +97,7 @@ class Chain:
             HYPERPARAMETERS,
         )
         self._bonds = done.bonds.astype(np.float64)
-        self.paid.append(
-            Paid(block=self.block, incentive=_shares(done.incentive), dividends=_shares(done.dividends))
-        )
+        self.paid.append(Paid(block=self.block, incentive=_shares(done.incentive), dividends=_shares(done.dividends)))
 
 
 def _shares(values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> tuple[float, ...]:

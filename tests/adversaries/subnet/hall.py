@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -101,6 +102,7 @@ class Hall:
 
     def __init__(self) -> None:
         self._meetings: dict[str, _Meeting] = {}
+        self.samples: Counter[int] = Counter()  # by uid, the weight that went into averages
 
     def join(self, plan: RoundPlan, uid: int, seat: _Seat) -> _Meeting:
         """Come to a round."""
@@ -143,6 +145,8 @@ class MemoryAverager:
         await asyncio.sleep(CONNECT_SECONDS)
         if meeting.exchange is None:
             meeting.exchange = _exchanged(meeting)
+            if meeting.exchange.average is not None:
+                self._hall.samples.update({u: int(seat.weight) for u, seat in meeting.seats.items()})
         await asyncio.sleep(meeting.exchange.seconds)
         self._hall.forget(plan)
         if meeting.exchange.average is None:
@@ -153,7 +157,9 @@ class MemoryAverager:
 
     async def _stay_away(self, plan: RoundPlan) -> RoundResult:
         await asyncio.sleep(plan.deadlines.connect)
-        return RoundResult(outcome=_outcome(plan, RoundState.ABORTED, {RoundState.CONNECT: plan.deadlines.connect}), average=None)
+        return RoundResult(
+            outcome=_outcome(plan, RoundState.ABORTED, {RoundState.CONNECT: plan.deadlines.connect}), average=None
+        )
 
 
 def _exchanged(meeting: _Meeting) -> _Exchange:

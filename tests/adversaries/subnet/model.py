@@ -1,7 +1,7 @@
 """The model of the simulation, in the place of `engine.replica.Replica`: next-token logits E U' + b, in numpy.
 
 Loss and gradient depend on a micro-batch by its counts of pairs of tokens alone, so both are exact and cost some ten
-microseconds. The model has a product of two matrices in it, so it is not convex and its gradient changes with the state.
+microseconds. There is a product of two matrices in it, so it is not convex, and its gradient changes with the state.
 
 No two machines round alike: each replica moves what it computes by `NOISE`, the relative disagreement that honest
 recomputations have. Under `bfloat16` parameters and gradients are rounded to eight bits, as autocast does.
@@ -32,8 +32,8 @@ SCALE = 0.3
 class Noise:
     """Relative disagreement of two honest machines on a loss, and on a gradient (L2)."""
 
-    loss: float = 1e-6
-    gradient: float = 1e-3
+    loss: float = 1e-7
+    gradient: float = 1e-5
 
 
 NOISE = Noise()

@@ -237,7 +237,14 @@ class Parts:
 
 @asynccontextmanager
 async def open_parts(
-    world: World, uid: int, behaviour: Behaviour, *, contributes: bool, rate: float, seconds: float, kinds: frozenset[type[Event]]
+    world: World,
+    uid: int,
+    behaviour: Behaviour,
+    *,
+    contributes: bool,
+    rate: float,
+    seconds: float,
+    kinds: frozenset[type[Event]],
 ) -> AsyncIterator[Parts]:
     """The parts of a neuron whose micro-batches take `seconds` and whose streams carry `rate` bytes a second."""
     spec, loader, key, turn = world.spec, world.loader, key_of(uid), asyncio.Lock()

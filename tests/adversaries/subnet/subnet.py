@@ -50,6 +50,7 @@ class Scenario:
     """A run of `epochs` epochs. Uid 0 is the owner, then come the validators, then the miners.
 
     `behaviours`, `speeds` (1: USUAL micro-batches an epoch) and `rates` by uid; who is not in them is as usual.
+    `fine`: so many times as many micro-batches, each of them so much faster.
     `validating`: a validator's own loop by uid, for one that does not do what it should; `changes` to the run spec.
     """
 
@@ -63,6 +64,7 @@ class Scenario:
     stakes: Mapping[int, float] = field(default_factory=dict)
     validating: Mapping[int, Callable[[World, Validator, int], Any]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    fine: int = 1
     measure_every: int = 10
     kinds: frozenset[type[Event]] = KINDS
 
@@ -81,13 +83,17 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """What came of a run: epochs reached, held-out loss by epoch, what the chain paid, and the events by uid."""
+    """What came of a run: epochs reached, held-out loss by epoch, what the chain paid, and by uid the events.
+
+    `weights` are the last rows [validator, miner] in the chain's units; `samples` by uid those that went into averages.
+    """
 
     epochs: int
     seconds: float
     losses: Mapping[int, float]
     paid: tuple[Paid, ...]
     weights: np.ndarray[Any, np.dtype[np.float64]]
+    samples: Mapping[int, int]
     events: Mapping[int, list[tuple[float, Event]]]
 
     def pay(self, uid: int) -> float:
@@ -116,11 +122,11 @@ def spec_of(scenario: Scenario) -> RunSpec:
     sections: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 0.02, "minimum_learning_rate": 0.002},
         "epoch": {
-            "target_samples": scenario.miners * USUAL * SAMPLES,
+            "target_samples": scenario.miners * USUAL * SAMPLES * scenario.fine,
             "max_blocks": 12,
             "fallback_blocks": 0,
         },
-        "averaging": {"reduction": "clip", "max_weight": MICRO_BATCHES * SAMPLES},
+        "averaging": {"reduction": "clip", "max_weight": MICRO_BATCHES * SAMPLES * scenario.fine},
         "audit": {"coordinates": 32},
     }
     for section, changes in scenario.changes.items():
@@ -131,7 +137,7 @@ def spec_of(scenario: Scenario) -> RunSpec:
         sequence_length=PAGE // SAMPLES,
         page_size=PAGE,
         pages_per_micro_batch=1,
-        pages_per_epoch=MICRO_BATCHES,
+        pages_per_epoch=MICRO_BATCHES * scenario.fine,
         max_uids=uids,
         held_out_pages=64,
     )
@@ -156,9 +162,11 @@ async def _set_weights(
 async def _simulate(scenario: Scenario) -> Story:
     spec = spec_of(scenario)
     uids = scenario.first_miner + scenario.miners
-    loader = loader_of(spec, pages=max(8192, 4 * uids * MICRO_BATCHES))
+    loader = loader_of(spec, pages=max(8192, 4 * uids * MICRO_BATCHES * scenario.fine))
     hotkeys = [key_of(uid).ss58_address for uid in range(uids)]
-    chain = Chain(hotkeys, scenario.validator_uids, {uid: STAKE for uid in scenario.validator_uids} | dict(scenario.stakes))
+    chain = Chain(
+        hotkeys, scenario.validator_uids, {uid: STAKE for uid in scenario.validator_uids} | dict(scenario.stakes)
+    )
     gauge = Gauge(Auditor(spec, loader.tokenizer.vocab_size), loader.held_out(), scenario.measure_every)
     world = World(spec, loader, chain, Wire(), Hall(), streams.MemoryNetwork(), Shelf(), gauge)
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
@@ -178,6 +186,7 @@ async def _simulate(scenario: Scenario) -> Story:
             losses=gauge.losses,
             paid=tuple(chain.paid),
             weights=chain.weights.copy(),
+            samples=dict(world.hall.samples),
             events={uid: parts.telemetry.events for uid, parts in neurons.items()},
         )
 
@@ -193,7 +202,7 @@ async def _open(stack: AsyncExitStack, world: World, scenario: Scenario, uid: in
             behaviour,
             contributes=contributes,
             rate=scenario.rates.get(uid, RATE),
-            seconds=BATCH_SECONDS * jitter / scenario.speeds.get(uid, 1.0),
+            seconds=BATCH_SECONDS * jitter / scenario.speeds.get(uid, 1.0) / scenario.fine,
             kinds=frozenset() if contributes else scenario.kinds,
         )
     )
@@ -212,6 +221,6 @@ async def _reached(world: World, first: Any, epochs: int) -> None:
     """Wait for the epoch; then for its audits, its weights and the chain's pay."""
     loop = asyncio.get_running_loop()
     limit = loop.time() + epochs * EPOCH_SECONDS
-    while first.engine.epoch < epochs and loop.time() < limit:
+    while first.engine.epoch < epochs and loop.time() < limit:  # noqa: ASYNC110  # the validator tells nobody
         await asyncio.sleep(POLL_SECONDS)
     await asyncio.sleep(2 * world.spec.scoring.weights_interval)
