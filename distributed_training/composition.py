@@ -48,6 +48,7 @@ from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publisher
 from distributed_training.validator.validator import Validator
+from distributed_training.validator.watch import watching
 from template.chain.connect import connect
 from template.chain.metagraph import read_metagraph
 from template.chain.neuron_calls import serve_axon
@@ -215,6 +216,7 @@ def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
         dendrite=parts.network.dendrite,
         telemetry=base.telemetry,
         rng=random.SystemRandom(),
+        clock=base.clock,
     )
 
 
@@ -295,6 +297,7 @@ async def _open_parts(
         corpus=corpus,
         settled=lambda: catch_up.settled,
         contributes=role == "miner",
+        watch=watching(spec, training.engine.layout) if role == "validator" else None,
         telemetry=telemetry,
         clock=base.clock,
         turn=turn,

@@ -219,17 +219,19 @@ class Unseen(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Audited(Event):
-    """One record, recomputed."""
+    """One record, recomputed; without a `number`, what was put into the average (scoring/contribution.py)."""
 
     uid: int
     miner: int
     epoch: int
-    number: int
+    number: int | None
     agreement: float
     passed: bool
     reason: str
     loss_difference: float | None
     gradient_difference: float | None
+    alignment: float | None = None
+    inflation: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from distributed_training.averaging.deadlines import states_of
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.outcome import REFERENCE_BITS, RoundResult
 from distributed_training.averaging.plan import plan_from
+from distributed_training.averaging.witness import Watch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
 from distributed_training.engine.worker import TrainingWorker
@@ -77,6 +78,7 @@ class Node:
     """Answers `IsAlive` and `AllReduce` for one neuron.
 
     `turn` is held for as long as the state must be nobody else's to change: in a round, and while a state is adopted.
+    `watch`: what to keep, in a round of that epoch, of the parts that pass through our share.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Node:
         telemetry: Telemetry,
         clock: Clock,
         turn: asyncio.Lock,
+        watch: Callable[[int], Watch] | None = None,
     ) -> None:
         self.uid = uid
         self.binding = binding
@@ -111,6 +114,7 @@ class Node:
         self._telemetry = telemetry
         self._clock = clock
         self._turn = turn
+        self._watch = watch
         self._on_ended: OnEnded | None = None
         self.silence = Silence(chain, clock)  # of validators
 
@@ -242,7 +246,14 @@ class Node:
             )
             # who trained more than one may weigh is no liar: it weighs what it may
             attempt = None if vector is None else self._engine.attempt()
-            result = await self._averager.run(plan, vector, min(float(samples), limits.max_weight), attempt)
+            result = await self._averager.run(
+                plan,
+                vector,
+                min(float(samples), limits.max_weight),
+                attempt,
+                records=await _bound(contribution),
+                watch=None if self._watch is None else self._watch(request.epoch),
+            )
         except AveragingError as error:
             raise refuse(Reason.IMPOSSIBLE_ROUND, str(error)) from error
         bases = await self._commit(result, attempt)
@@ -289,6 +300,11 @@ class Node:
             transfers=result.outcome.transfers,
             states=states_of(result.outcome),
         )
+
+
+async def _bound(contribution: Contribution | None) -> str | None:
+    """The hash by which a miner stands by its records, told to the whole group before anybody can read them."""
+    return None if contribution is None else await asyncio.to_thread(records_hash, contribution.records)
 
 
 def _round_finished(

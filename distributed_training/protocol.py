@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints
 from template.transport.synapse import Message, Request, Response
 
 NO_SUCH_EPOCH = "no_such_epoch"  # the word that `Train` is refused with when the records are not kept
+NOT_YET = "not_yet"  # and when their epoch is not over
 MAX_GROUP = 512
 MAX_RECORDS_PER_PAGE = 256
 MAX_COORDINATES = 1024
@@ -78,11 +79,12 @@ class Record(Message):
 
 
 class TrainResponse(Response):
-    """The work of one epoch. `records` is the page asked for; `total_records` says how many there are in all.
+    """The work of one epoch that is over. `records` is the page asked for; `total_records` says how many there are.
 
     `state_hash` is the epoch's state; `base_hash` is the state at whose parameters the records were computed: the same
     or, in a run with overlap, the one before.
-    `records_hash` is sha256 over the canonical JSON of all records of the epoch, in order of `number`.
+    `records_hash` is sha256 over the canonical JSON of all records of the epoch, in order of `number`; it must be the
+    one that the miner told the members of the epoch's round before anything moved.
     """
 
     epoch: Epoch

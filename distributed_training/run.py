@@ -212,28 +212,41 @@ class AveragingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSpec:
-    """What a record shows and how many are recomputed.
+    """What a record shows, how many are recomputed, and what has to agree with what.
 
-    `coordinates` gradient values a record, spread over all tensors; `records_per_miner` recomputed a miner and epoch,
-    of at most `miners_per_epoch` miners drawn at random;
-    a record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
-    agreement that is paid.
+    `coordinates` gradient values a record, spread over all tensors. Of each of at most `miners_per_epoch` miners, drawn
+    at random, a validator recomputes on average the `share` of its samples, but of all of them together no more than
+    `overhead` times what one miner does in the epoch (scoring/sampling.py).
+
+    A record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
+    agreement that is paid. A contribution agrees with a recomputed record if its signs do by at least `alignment` and
+    its size is at most `inflation` times that of the record's gradient (scoring/contribution.py).
+    `distributed_training.calibrate` measures all four; `calibration` is the sha256 of the file of what it measured,
+    which lies beside the run spec, empty for numbers that nobody measured.
     """
 
     coordinates: int
-    records_per_miner: int
     miners_per_epoch: int
     loss_tolerance: float
     gradient_tolerance: float
     threshold: float
+    alignment: float
+    inflation: float
+    share: float = 0.02
+    overhead: float = 0.05
+    calibration: str = ""
 
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
-        _require(self.records_per_miner >= 1, "audit.records_per_miner must be at least 1")
+        _require(0 < self.share <= 1, "audit.share must lie in (0, 1]")
+        _require(self.overhead > 0, "audit.overhead must be positive: what nobody recomputes, nobody has to do")
         _require(self.miners_per_epoch >= 1, "audit.miners_per_epoch must be at least 1")
         for name in ("loss_tolerance", "gradient_tolerance"):
             _require(getattr(self, name) > 0, f"audit.{name} must be positive: no two machines agree to the last bit")
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
+        _require(0 < self.alignment < 0.6, "audit.alignment must lie in (0, 0.6): honest work has 0.64 or more")
+        _require(self.inflation > 1, "audit.inflation must be above 1: a mean is as large as its largest part")
+        _require(not self.calibration or _is_hex(self.calibration, 64), "audit.calibration must be 64 hex digits")
 
 
 @dataclass(frozen=True, kw_only=True)

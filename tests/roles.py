@@ -41,6 +41,7 @@ from distributed_training.protocol import AllReduce, Deadlines
 from distributed_training.run import AuditSpec, AveragingSpec, DataSpec, EpochSpec, RunSpec
 from distributed_training.schedule import View, group
 from distributed_training.silence import Silence
+from distributed_training.validator.watch import watching
 from template.chain.metagraph import AxonInfo, Metagraph
 from template.clock import Clock, SystemClock
 from template.telemetry import MemorySink, Telemetry
@@ -74,7 +75,15 @@ AVERAGING = AveragingSpec(
     max_weight=1000,
 )
 AUDIT = AuditSpec(
-    coordinates=16, records_per_miner=2, miners_per_epoch=8, loss_tolerance=1e-4, gradient_tolerance=1e-2, threshold=0.9
+    coordinates=16,
+    miners_per_epoch=8,
+    loss_tolerance=1e-4,
+    gradient_tolerance=1e-2,
+    threshold=0.9,
+    alignment=0.2,
+    inflation=4.0,
+    share=1.0,
+    overhead=1000.0,
 )
 
 
@@ -358,6 +367,7 @@ async def _neuron(stack: AsyncExitStack, net: Subnet, uid: int, make: EngineFact
         telemetry=telemetry,
         clock=clock,
         turn=turn,
+        watch=None if contributes else watching(net.spec, engine.layout),
     )
     axon = Axon(key, net.spec.run_id, net.chain, AxonConfig(ip="127.0.0.1"), telemetry, clock)
     await stack.enter_async_context(net.wire.serving(axon))

@@ -149,7 +149,7 @@ async def test_a_run_goes_on_where_nobody_has_the_state_before(tmp_path: Path) -
 
 async def test_a_subnet_with_overlap_from_training_to_scores(tmp_path: Path) -> None:
     """Epoch after epoch one state; honest miners' records stand, at the state before; a lazy one is found out."""
-    audit = dataclasses.replace(AUDIT, records_per_miner=100)
+    audit = AUDIT
     epoch = dataclasses.replace(OVERLAP, min_miners=3)
     async with subnet(tmp_path, 3, attached=False, engines={3: Lazy}, epoch=epoch, audit=audit) as net:
         net.at_will = True

@@ -38,7 +38,8 @@ def test_values_are_those_of_the_file() -> None:
     """Numbers arrive as written; a whole number is a fine float."""
     run, table = load_run(NANO), tomllib.loads(TEXT)
     unsaid = {"path": "", "configuration": "", "split": "train", "revision": "", "column": "text", "fingerprint": ""}
-    assert dataclasses.asdict(run) == {**table, "data": {**unsaid, **table["data"]}}
+    audit = {"calibration": "", **table["audit"]}
+    assert dataclasses.asdict(run) == {**table, "data": {**unsaid, **table["data"]}, "audit": audit}
     assert type(run.averaging.connect_seconds) is float
 
 
@@ -162,8 +163,8 @@ def test_layout_of_the_file_does_not_matter(tmp_path: Path) -> None:
 
 def test_specs_are_checked_however_they_are_made() -> None:
     """A dataclass made in code is held to the same rules as a file."""
-    with pytest.raises(ConfigurationError, match=r"audit\.records_per_miner"):
-        dataclasses.replace(load_run(NANO).audit, records_per_miner=0)
+    with pytest.raises(ConfigurationError, match=r"audit\.overhead"):
+        dataclasses.replace(load_run(NANO).audit, overhead=0.0)
     with pytest.raises(ConfigurationError, match=r"data\.page_size"):
         dataclasses.replace(load_run(NANO).data, page_size=0)
 

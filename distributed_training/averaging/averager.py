@@ -23,6 +23,7 @@ from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.round import PROTOCOL, Round, RoundConfig
 from distributed_training.averaging.streams import Stream, Transport
+from distributed_training.averaging.witness import Watch
 from template.errors import AveragingError
 from template.telemetry import Event, Telemetry
 
@@ -102,7 +103,14 @@ class Averager:
         await self._transport.unserve(PROTOCOL)
 
     async def run(
-        self, plan: RoundPlan, contribution: Floats | None, weight: float, attempt: Attempt | None = None
+        self,
+        plan: RoundPlan,
+        contribution: Floats | None,
+        weight: float,
+        attempt: Attempt | None = None,
+        *,
+        records: str | None = None,
+        watch: Watch | None = None,
     ) -> RoundResult:
         """Take part in one round.
 
@@ -111,6 +119,8 @@ class Averager:
             contribution: float32 [plan.size], not to be changed until this returns; None for an auxiliary member.
             weight: of the contribution, in (0, plan.max_weight]; 0 for an auxiliary member.
             attempt: error feedback of the contribution, to be committed by the caller if the round is and we took part.
+            records: hash of the records that the contribution is made of; told to all members before anything moves.
+            watch: what to keep of the others' parts in our share.
 
         Returns:
             What happened, and the average if the round completed. A failed round is an outcome, not an error.
@@ -129,6 +139,8 @@ class Averager:
             weight,
             self._buffers,
             attempt,
+            records,
+            watch,
         )
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):

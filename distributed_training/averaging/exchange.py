@@ -37,6 +37,7 @@ from distributed_training.averaging.robust import rule_named
 from distributed_training.averaging.sealed import FRAME
 from distributed_training.averaging.streams import Lane, Stream
 from distributed_training.averaging.traffic import Effort
+from distributed_training.averaging.witness import Sightings, Watch, Witness
 from template.errors import AveragingError
 
 PIECE = FRAME  # bytes that are looked at, and hashed, at once
@@ -57,6 +58,7 @@ class Exchange:
         contribution: Floats | None,
         attempt: Attempt | None,
         buffers: Buffers,
+        watch: Watch | None = None,
     ) -> None:
         self.average = buffers.vector(plan.size)
         self.effort = Effort()
@@ -69,6 +71,8 @@ class Exchange:
         self._buffers = buffers
         self._ranges = plan.ranges()
         self._weights: Mapping[int, float] = {}
+        self._watch = watch
+        self._witness: Witness | None = None
         self._reducer: Reducer | None = None
         self._begun = asyncio.Event()
         self._own_digest: str | None = None
@@ -81,6 +85,8 @@ class Exchange:
             share, codec = self.average[start:stop], self._codecs.average
             rule = rule_named(self._plan.reduction)
             self._reducer = Reducer(share, self._plan.chunk, weights, codec, rule, self._buffers, self.effort)
+            if self._watch is not None:
+                self._witness = Witness(self._watch, start, stop, self._codecs.parts.name)
             self._board.spawn(self._reduce_own(self._reducer, start))
         self._begun.set()
         for link in self._board.links.values():
@@ -96,6 +102,10 @@ class Exchange:
     def restraints(self) -> tuple[Restraint, ...]:
         """Whose parts the reduction's rule did not take in full, in our share."""
         return () if self._reducer is None else self._reducer.restraints()
+
+    def sightings(self) -> Sightings | None:
+        """What was kept of the others' parts; None if we were told to keep nothing, or reduce nothing."""
+        return None if self._witness is None else self._witness.sightings()
 
     def complete(self) -> bool:
         """Whether the whole average is here, and everything that others owe us."""
@@ -273,6 +283,8 @@ class Exchange:
                 self._receive_values(link, lane, codec, values, room, take)
                 if not lies:
                     self._require_carried(values)
+                if self._witness is not None:
+                    self._witness.see(link.member.uid, reducer.chunks[index][0], values)
                 reducer.add(link.member.uid, index, memory)
 
         try:

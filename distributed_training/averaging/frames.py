@@ -34,7 +34,8 @@ class DirectOffer(Message):
 class Hello(Message):
     """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0.
 
-    With a control stream comes the digest of the plan that its opener has.
+    With a control stream comes the digest of the plan that its opener has and, from a contributor, the hash of the
+    records of what it puts in (`engine.records.records_hash`): it stands by them from then on.
     """
 
     run_id: RunId
@@ -43,6 +44,7 @@ class Hello(Message):
     uid: Uid
     weight: Weight
     plan: Hash | None = None
+    records: Hash | None = None
     direct: DirectOffer | None = None
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from distributed_training.averaging.codec import Floats
-from distributed_training.protocol import Failure, Transfer
+from distributed_training.averaging.witness import Sightings
+from distributed_training.protocol import Failure, Hash, Transfer
 
 REFERENCE_BITS = 32  # of a float32, in which a parameter would travel without a codec
 
@@ -59,6 +60,9 @@ class RoundOutcome:
     that moved; `planes` tells for each reducer whether our stream to it was "direct" or "libp2p". `restrained` is what
     the rule of the reduction did in our own share. `bits_per_parameter` is what each value that we sent or received
     took at the sockets; without a codec it is the 32 of float32 and a little framing. None if none moved.
+
+    `weights` are those that the contributors stated, and `records` the hashes of the records that they bound themselves
+    to, both before anything moved. `sightings` is what was kept of their parts in our share.
     """
 
     round_id: str
@@ -76,6 +80,9 @@ class RoundOutcome:
     planes: Mapping[int, str]
     restrained: tuple[Restraint, ...] = ()
     bits_per_parameter: float | None = None
+    weights: Mapping[int, float] = field(default_factory=dict)
+    records: Mapping[int, Hash] = field(default_factory=dict)
+    sightings: Sightings | None = None
 
     @property
     def completed(self) -> bool:

@@ -107,8 +107,14 @@ class RoundPlan:
         ).hexdigest()
 
     def ranges(self) -> dict[int, tuple[int, int]]:
-        """The part [start, stop) of the vector that each uid reduces. Members are taken in order of uid."""
-        ordered = sorted(self.members, key=lambda m: m.uid)
+        """The part [start, stop) of the vector that each uid reduces.
+
+        Members are taken in an order that changes with the epoch, so that a member, above all a validator, which checks
+        what passes through its share, does not reduce the same part of the model all the time.
+        """
+        ordered = sorted(
+            self.members, key=lambda m: hashlib.sha256(f"{self.run_id} {self.epoch} {m.uid}".encode()).digest()
+        )
         bounds = partition(self.size, [m.share for m in ordered])
         return {member.uid: bound for member, bound in zip(ordered, bounds, strict=True)}
 

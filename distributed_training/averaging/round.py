@@ -35,12 +35,13 @@ from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.averaging.vote import Decision, decide, disagreements
+from distributed_training.averaging.witness import Watch
 from distributed_training.protocol import Failure
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = "dt-round/2"
+PROTOCOL = "dt-round/3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,8 @@ class Round:
         weight: float,
         buffers: Buffers,
         attempt: Attempt | None = None,
+        records: str | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.plan = plan
         self._digest = plan.digest()
@@ -92,8 +95,9 @@ class Round:
         self._attempt = attempt
         self._contribution = contribution
         self._weight = weight
+        self._records = records
         self._board = Board(plan, uid)
-        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt, buffers)
+        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt, buffers, watch)
         self._average_hash: str | None = None
         self._began = time.monotonic()
 
@@ -342,7 +346,7 @@ class Round:
             hello: dict[str, Any] = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
             hello |= {"kind": kind, "weight": self._weight}
             if kind == "control":
-                hello |= {"direct": self._offer(), "plan": self._digest}
+                hello |= {"direct": self._offer(), "plan": self._digest, "records": self._records}
             await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code
@@ -395,7 +399,7 @@ class Round:
         if reason is not None:
             self._board.fail(link.member.uid, "sender", reason)
             return
-        link.weight, link.greeting = hello.weight, stream
+        link.weight, link.records, link.greeting = hello.weight, hello.records, stream
         if hello.direct is not None:
             self._learn(link, hello.direct)
         try:
@@ -455,6 +459,9 @@ class Round:
             work=self._work(),
             first_byte=None if board.moving.first is None else board.moving.first - self._began,
             restrained=self._exchange.restraints(),
+            weights=self._weights(),
+            records={uid: link.records for uid, link in board.links.items() if link.records is not None},
+            sightings=self._exchange.sightings(),
             bits_per_parameter=board.moving.bits_per_value,
             planes={uid: link.plane for uid, link in board.links.items() if link.plane is not None and link.reduces},
         )

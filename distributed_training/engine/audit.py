@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distributed_training.engine.batch import MicroBatch
-from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.coordinates import Coordinates, coordinates
 from distributed_training.engine.engine import make_record
 from distributed_training.engine.replica import Replica
-from distributed_training.model.layout import Vector
+from distributed_training.model.layout import Layout, Vector
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
 
@@ -23,8 +25,18 @@ class Auditor:
         self._spec = spec
         self._replica = Replica(spec, vocab_size, device)
 
+    @property
+    def layout(self) -> Layout:
+        return self._replica.layout
+
     def recompute(self, epoch: int, params: Vector, batch: MicroBatch) -> Record:
-        """The record that an honest miner makes of `batch` in `epoch` at `params` [P].
+        """The record that an honest miner makes of `batch` in `epoch` at `params` [P]; raises like `recompute_at`."""
+        return self.recompute_at(epoch, params, batch, np.empty(0, dtype=np.int64))[0]
+
+    def recompute_at(
+        self, epoch: int, params: Vector, batch: MicroBatch, where: Coordinates
+    ) -> tuple[Record, NDArray[np.float32]]:
+        """The same record, and the gradient's values at the indices `where` [n] into the vector, float32 [n].
 
         Raises:
             CorruptState: the parameters do not fit.
@@ -34,7 +46,9 @@ class Auditor:
         self._replica.load(params)
         loss, gradient = self._replica.gradient(batch)
         chosen = coordinates(self._spec.run_id, epoch, self._replica.layout, self._spec.audit.coordinates)
-        return make_record(batch, loss, gradient, torch.from_numpy(chosen).to(gradient.device))
+        record = make_record(batch, loss, gradient, torch.from_numpy(chosen).to(gradient.device))
+        values = gradient[torch.from_numpy(where).to(gradient.device)].cpu().numpy()
+        return record, values
 
     def held_out_loss(self, params: Vector, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at `params` [P]; raises DataError without any batches."""

@@ -14,7 +14,7 @@ from distributed_training.keeper import Keeper
 from distributed_training.miner.fallback import Fallback
 from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
-from distributed_training.protocol import NO_SUCH_EPOCH, Train, TrainResponse
+from distributed_training.protocol import NO_SUCH_EPOCH, NOT_YET, Train, TrainResponse
 from distributed_training.run import RunSpec
 from distributed_training.schedule import View
 from template.clock import Clock
@@ -67,16 +67,21 @@ class Miner:
         axon.attach(Train, self.report, validators_only=True)
 
     async def report(self, request: Train, caller: Caller) -> TrainResponse:
-        """The records of this epoch or of one that ended a short while ago.
+        """The records of an epoch that ended a short while ago.
+
+        Nobody can read records before this miner has bound itself to them in the epoch's round: whoever would copy
+        them has stood by its own by then.
 
         Raises:
-            Refused: the epoch's records are not kept (any more) or it lies in the future.
+            Refused: the epoch's records are not kept (any more), it lies in the future, or it is not over yet.
         """
         self._node.hear(caller.uid)
         try:
             work = self._engine.work_of(request.epoch)
         except StateError as error:
             raise Refused(str(error), status=404, reason=NO_SUCH_EPOCH) from error
+        if work.epoch == self._engine.epoch:
+            raise Refused(f"epoch {work.epoch} is not over: its records are not shown", status=409, reason=NOT_YET)
         records = work.records
         return TrainResponse(
             epoch=request.epoch,

@@ -30,24 +30,31 @@ class Finding(StrEnum):
     NOT_FINITE = "NaN or infinity reported"
     LOSS_DIFFERS = "loss differs"
     GRADIENT_DIFFERS = "gradient differs"
+    WRONG_WEIGHT = "what was put into the average weighs another number of samples than the records"
+    NOT_THE_SUM = "what was put into the average is not what the records add up to"
+    NOT_ITS_WORK = "what was put into the average does not hold the recomputed work"
+    INFLATED = "what was put into the average is larger than the work"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """One recomputed record.
+    """One recomputed record or, where `number` is None, what was put into the average (contribution.py).
 
     `agreement` lies in [0, 1]: 1 within both tolerances, beyond them the inverse of the larger excess. The differences
-    are relative to the validator's numbers; None where they were not compared or do not fit a float.
+    are relative to the validator's numbers; None where they were not compared or do not fit a float. `alignment` and
+    `inflation` are those of a contribution with a recomputed record.
     """
 
     uid: int
     epoch: int
-    number: int
+    number: int | None
     agreement: float
     passed: bool
     finding: Finding
     loss_difference: float | None
     gradient_difference: float | None
+    alignment: float | None = None
+    inflation: float | None = None
 
 
 def judge(

@@ -35,11 +35,22 @@ async def test_a_report_holds_the_records_page_by_page(tmp_path: Path) -> None:
         net.miner(1)
         await net.train(1, 3)
         work = net.neurons[1].engine.work
+        await net.neurons[1].worker.run(end_epoch)
         answer = (await ask(net, offset=1, limit=1)).expect(TrainResponse)
         assert answer.records == work.records[1:2]
         assert (answer.total_records, answer.records_hash) == (3, records_hash(work.records))
         assert (answer.samples, answer.mean_loss, answer.state_hash) == (work.samples, work.mean_loss, work.state_hash)
         assert (await ask(net, offset=2**50)).expect(TrainResponse).records == ()
+
+
+async def test_nobody_reads_records_before_their_epoch_is_over(tmp_path: Path) -> None:
+    """Whoever would copy them is bound to its own by the time that it can; a validator asks again."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        net.miner(1)
+        await net.train(1, 3)
+        assert (await ask(net)).reason == "not_yet"
+        await net.neurons[1].worker.run(end_epoch)
+        assert len((await ask(net)).expect(TrainResponse).records) == 3
 
 
 async def test_an_epoch_that_ended_is_still_reported(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,20 +13,22 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
+from distributed_training.averaging.witness import Sightings
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Engine
+from distributed_training.engine.records import records_hash
 from distributed_training.protocol import Record, Train, TrainResponse, Transfer
 from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.participation import RoundSeen, Standing
-from distributed_training.validator import audits
-from distributed_training.validator.audits import AuditDesk, EpochSeen, drawn
+from distributed_training.validator import reports
+from distributed_training.validator.audits import AuditDesk, EpochSeen
 from template.errors import Refused, SourceUnavailable
 from template.transport.dendrite import DendriteConfig
 from template.transport.policy import Caller
 from tests.roles import AUDIT, EPOCH, Subnet, metagraph_of, subnet
 
 Answer = Callable[[Train, TrainResponse], TrainResponse]
-ALL = dataclasses.replace(AUDIT, records_per_miner=100)
+ALL = AUDIT  # which has every record recomputed
 
 
 @dataclass
@@ -38,6 +39,35 @@ class Court:
     desk: AuditDesk
     tampered: dict[int, Answer]
     asked: list[tuple[int, int]]  # uid, offset
+    sightings: Sightings | None = None
+
+    @property
+    def miners(self) -> list[int]:
+        return [uid for uid in self.net.neurons if uid]
+
+    def served(self, uid: int) -> tuple[Record, ...]:
+        """What a miner hands in, which is what it bound itself to unless a test says otherwise."""
+        try:
+            return self.answer(Train(run_id=self.net.spec.run_id, epoch=0), uid).records
+        except Refused:
+            return ()
+
+    def answer(self, request: Train, uid: int) -> TrainResponse:
+        work = self.net.neurons[uid].engine.work
+        page = work.records[request.offset : request.offset + request.limit]
+        honest = TrainResponse(
+            epoch=request.epoch,
+            state_hash=work.state_hash,
+            base_hash=work.base_hash,
+            records_hash="c" * 64,
+            total_records=len(work.records),
+            records=page,
+            mean_loss=None,
+            samples=work.samples,
+            seconds=1.0,
+            batch_size=1,
+        )
+        return self.tampered.get(uid, lambda _, response: response)(request, honest)
 
     def seen(self, **changes: object) -> EpochSeen:
         engine = self.net.neurons[0].engine
@@ -58,6 +88,9 @@ class Court:
             work=Work(encode=0, decode=0, reduce=0, hash=0, wait=0),
             first_byte=None,
             planes={},
+            records={uid: records_hash(self.served(uid)) for uid in self.miners},
+            weights={uid: min(1000.0, float(sum(r.samples for r in self.served(uid)))) for uid in self.miners},
+            sightings=self.sightings,
         )
         everybody = frozenset(self.net.neurons)
         rounds = (RoundSeen(epoch=0, attempt=0, live=everybody, asked=frozenset({1, 2}), delivered=frozenset({1, 2})),)
@@ -96,21 +129,7 @@ async def court(folder: Path, miners: int = 2, records: int = 3, **changes: obje
 def answering(at: Court, uid: int) -> Callable[..., object]:
     async def answer(request: Train, caller: Caller) -> TrainResponse:
         at.asked.append((uid, request.offset))
-        work = at.net.neurons[uid].engine.work
-        page = work.records[request.offset : request.offset + request.limit]
-        honest = TrainResponse(
-            epoch=request.epoch,
-            state_hash=work.state_hash,
-            base_hash=work.base_hash,
-            records_hash="c" * 64,
-            total_records=len(work.records),
-            records=page,
-            mean_loss=None,
-            samples=work.samples,
-            seconds=1.0,
-            batch_size=1,
-        )
-        return at.tampered.get(uid, lambda _, response: response)(request, honest)
+        return at.answer(request, uid)
 
     return answer
 
@@ -130,7 +149,7 @@ async def test_honest_work_is_evidence_in_full(tmp_path: Path) -> None:
     async with court(tmp_path) as at:
         evidence = await at.examine()
         for uid in (1, 2):
-            assert [audit.passed for audit in evidence[uid].audits] == [True] * 3
+            assert [audit.passed for audit in evidence[uid].audits] == [True] * 4  # three records, and their sum
             assert evidence[uid].steps.samples == at.net.neurons[uid].engine.samples
             assert evidence[uid].standings == (Standing.DELIVERED,)
             assert evidence[uid].unobserved == ""
@@ -223,7 +242,7 @@ async def test_a_failed_audit_stands_when_the_next_one_cannot_be_made(
 
         monkeypatch.setattr(at.net.loader, "micro_batch", once)
         evidence = (await at.examine())[1]
-        assert [audit.passed for audit in evidence.audits] == [False]
+        assert [audit.passed for audit in evidence.audits if audit.number is not None] == [False]
         assert "away" in evidence.unobserved
 
 
@@ -262,11 +281,11 @@ async def test_with_overlap_records_are_recomputed_at_the_state_that_they_name(t
         await at.net.neurons[2].worker.run(lambda engine: engine.restore(newcomer.snapshot()))
         await at.net.train(2, 2)
         evidence = await at.examine()
-        assert [audit.passed for uid in (1, 2) for audit in evidence[uid].audits] == [True] * 4
+        assert [audit.passed for uid in (1, 2) for audit in evidence[uid].audits] == [True] * 6
         for lie in (state.hash, "e" * 64):
             at.tampered[1] = lambda request, honest, lie=lie: honest.model_copy(update={"base_hash": lie})  # type: ignore[misc]
             seen = (await at.examine())[1]
-            assert [audit.passed for audit in seen.audits] == ([False] * 2 if lie == state.hash else [])
+            assert [a.passed for a in seen.audits if a.number is not None] == ([False] * 2 if lie == state.hash else [])
             assert (seen.steps.samples, seen.unobserved) == (0, "")
 
 
@@ -321,27 +340,13 @@ async def test_paging_is_bounded_whatever_the_miner_says(
 ) -> None:
     """As many pages as the epoch can fill, none after an empty one, none beyond what was stated."""
     async with court(tmp_path, miners=1, records=1) as at:
-        at.net.loader.spec = dataclasses.replace(at.net.loader.spec, pages_per_epoch=700)
+        at.desk._reporter._most = 700
         at.tampered[1] = paging(total, page)
         target = at.net.wire.target(1, at.net.neurons[1].axon.hotkey)
-        reports = await at.desk._reports([target], at.seen(), late=False)
+        seen, at.asked[:] = at.seen(), []
+        gathered, _ = await at.desk._reporter._gather([target], seen, late=False)
         assert [offset for _, offset in at.asked] == offsets
-        assert len(reports[1].records) == reported
-
-
-async def test_records_that_change_between_pages_are_counted_once(tmp_path: Path) -> None:
-    """The same number again on the next page is a duplicate, whatever it says now."""
-    async with court(tmp_path, miners=1, records=2) as at:
-        at.net.loader.spec = dataclasses.replace(at.net.loader.spec, pages_per_epoch=700)
-
-        def again(request: Train, honest: TrainResponse) -> TrainResponse:
-            mine = at.net.neurons[1].engine.records
-            return honest.model_copy(update={"total_records": 300, "records": mine if request.offset < 512 else ()})
-
-        at.tampered[1] = again
-        evidence = (await at.examine())[1]
-        assert evidence.steps.samples == at.net.neurons[1].engine.samples
-        assert evidence.steps.duplicate == 2
+        assert len(gathered[1].records) == reported
 
 
 async def test_who_is_given_no_data_is_not_examined(tmp_path: Path) -> None:
@@ -357,26 +362,8 @@ async def test_a_query_that_was_never_sent_is_not_the_miner_s_fault(
 ) -> None:
     """The validator's own queue was full until the deadline."""
     async with court(tmp_path, miners=1) as at:
-        monkeypatch.setattr(audits, "TRAIN_SECONDS", 0.2)
+        monkeypatch.setattr(reports, "TRAIN_SECONDS", 0.2)
         for _ in range(DendriteConfig().concurrency):
             await at.net.neurons[0].dendrite._turns.acquire()
         evidence = (await at.examine())[1]
         assert "could not ask" in evidence.unobserved
-
-
-def test_a_record_that_claims_more_is_drawn_more_often() -> None:
-    """In proportion: 30 times the samples of each of 30 others is half of all draws; without claims nearly never."""
-    records = [record(0, samples=240), *(record(n, samples=8) for n in range(1, 31)), record(31, samples=0)]
-    rng = random.Random(1)
-    draws = Counter(drawn(records, 1, rng)[0].number for _ in range(4000))
-    assert 0.46 < draws[0] / 4000 < 0.54
-    assert draws[31] <= 5
-    assert len({r.number for r in drawn(records, 5, rng)}) == 5
-    assert len(drawn(records, 100, rng)) == 32
-
-
-def test_an_absurd_claim_is_always_drawn() -> None:
-    """So nobody is ever paid for it."""
-    records = [*(record(n, samples=8) for n in range(63)), record(63, samples=2**53)]
-    rng = random.Random(2)
-    assert all(drawn(records, 1, rng)[0].number == 63 for _ in range(500))

@@ -1,0 +1,171 @@
+"""Does what a miner put into the average agree with the records that it bound itself to? Pure.
+
+Three questions, each of which an honest miner answers rightly whatever the machine, the codec or the model:
+
+1. Weight: it must be the samples of its records. Exact.
+2. Sum: at the coordinates that records show, the contribution is the samples-weighted mean of the records. Both are
+   made of the same float32 numbers, so only roundings may lie between: of K additions, each at most 2^-24 of the sum of
+   magnitudes, and of the codec, whose bound follows from what was decoded (codecs/errors.py). With error feedback the
+   sender adds what it owed before, which nobody else knows: then nothing is concluded from the sum. Who widens the
+   bound by large values that cancel has faked those records, which is what recomputing them finds.
+3. Work: a miner that knows where records are looked at could send the right sums there and anything elsewhere. So the
+   validator keeps values at coordinates of its own as well, drawn anew each round and told to nobody, and compares them
+   with the gradient g of each record that it recomputes. The contribution c = w g + (1 - w) rest contains that record
+   with its share of the samples w; the rest is other gradients of the same model, which do not point against it. So the
+   signs of c and g agree more often than not: by 2/pi asin(sqrt(w)) even where gradients have nothing in common but
+   noise, which is at least 0.64 sqrt(w), and by more where they do. Their surplus over chance, divided by sqrt(w), must
+   be `alignment`, and |c| must not be more than `inflation` times |g|. Signs, because they give each coordinate one
+   voice, whatever its scale. Of numbers that have nothing to do with the work the surplus is 0 but for chance,
+   1 / sqrt(coordinates w); nothing is concluded from so few coordinates that chance could decide. Both limits are
+   measured on honest work (calibrate.py), with the codec of the run.
+
+What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
+the full work, is limited by the rule of the reduction, and shows in the average at the coordinates of the records.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distributed_training.protocol import Record
+from distributed_training.run import AuditSpec
+from distributed_training.scoring.gradient import AuditResult, Finding
+
+ROUNDING = 2.0**-24  # of a float32 operation
+SMALLEST = 2.0**-126  # what is smaller may have been flushed to zero
+LARGEST = 2.0**128  # no mean of float32 values is larger
+CHANCE = 4.0  # deviations of a surplus that is none; it must not reach the limit even then
+_SLACK = 4  # roundings of an addition with a factor, doubled
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What one miner sent in this validator's share, at those coordinates of its records that lie in it.
+
+    `columns` [n]: which of a record's gradient values these are. `errors` [n]: how far the codec may be off; infinite
+    where nothing is known.
+    """
+
+    columns: NDArray[np.int64]
+    values: Values
+    errors: Values
+
+
+def check_weight(records: Sequence[Record], weight: float, max_weight: float) -> bool:
+    """Whether the stated weight is that of the records, or all that one may weigh."""
+    return weight == min(float(sum(record.samples for record in records)), max_weight)
+
+
+def excess(records: Sequence[Record], sent: Sent) -> tuple[float, float]:
+    """How many times the possible rounding lies between what was sent and the sum of the records, at the worst place.
+
+    Returns:
+        The excess, at most 1 for honest work, infinite where the records show too few values; 0 where nothing can be
+        compared. And the relative L2 difference over the places that were.
+    """
+    use = np.isfinite(sent.errors)
+    columns, values = sent.columns[use], sent.values[use].astype(np.float64)
+    if not columns.size:
+        return 0.0, 0.0
+    if any(len(record.gradient) <= columns.max() for record in records):
+        return math.inf, math.inf
+    samples = np.array([float(record.samples) for record in records])
+    shown = np.array([record.gradient for record in records], dtype=np.float64)[:, columns]  # [K, n]
+    with np.errstate(over="ignore", invalid="ignore"):
+        share = samples / samples.sum()
+        expected, magnitude = share @ shown, share @ np.abs(shown)
+        bound = (_SLACK * len(records) + 8) * ROUNDING * magnitude + sent.errors[use] + SMALLEST
+        worst = float((np.abs(values - expected) / bound).max())
+        relative = float(np.linalg.norm(values - expected)) / max(float(np.linalg.norm(expected)), SMALLEST)
+    return (worst, relative) if math.isfinite(worst) and magnitude.max() <= LARGEST else (math.inf, math.inf)
+
+
+def judge_sum(
+    uid: int, epoch: int, records: Sequence[Record], weight: float, max_weight: float, sent: Sent | None
+) -> AuditResult:
+    """The first two questions; without `sent`, as in a run with error feedback, only the first."""
+    if not check_weight(records, weight, max_weight):
+        return _result(uid, epoch, Finding.WRONG_WEIGHT)
+    worst, relative = (0.0, None) if sent is None else excess(records, sent)
+    finding = Finding.AGREES if worst <= 1 else Finding.NOT_THE_SUM
+    shown = relative if relative is not None and math.isfinite(relative) else None
+    return _result(uid, epoch, finding, difference=shown)
+
+
+def alignment(sent: Values, gradient: Values, share: float, *, sparse: bool) -> tuple[float, int]:
+    """The surplus of equal over different signs, divided by the root of the record's share of the samples.
+
+    Args:
+        sent, gradient: [n], what was sent and what was recomputed at the same coordinates.
+        sparse: whether the codec leaves values out; then only those that were sent count.
+
+    Returns:
+        The surplus, 0 where nothing counts, and how many coordinates count.
+    """
+    counts = gradient != 0
+    if sparse:
+        counts &= sent != 0
+    n = int(np.count_nonzero(counts))
+    if not n:
+        return 0.0, 0
+    surplus = float(np.sum(np.sign(sent[counts]) * np.sign(gradient[counts]))) / n
+    return surplus / math.sqrt(share), n
+
+
+def decisive(coordinates: int, share: float, limit: float) -> bool:
+    """Whether chance alone cannot reach the limit, with so many coordinates and that share of the samples."""
+    return coordinates * share * limit**2 >= CHANCE**2
+
+
+def judge_work(
+    uid: int, epoch: int, sent: Values, gradient: Values, share: float, audit: AuditSpec, *, sparse: bool
+) -> AuditResult | None:
+    """The third question, for one recomputed record with `share` of the miner's samples; None if it stays open.
+
+    `sent`, `gradient`: float32 [n] at the validator's own coordinates.
+    """
+    length = float(np.linalg.norm(gradient.astype(np.float64)))
+    if not length:
+        return None
+    size = float(np.linalg.norm(sent.astype(np.float64))) / length
+    surplus, n = alignment(sent, gradient, share, sparse=sparse)
+    if size > audit.inflation:
+        finding = Finding.INFLATED
+    elif size < audit.alignment * math.sqrt(share):  # as good as nothing; less than even unrelated gradients leave
+        finding = Finding.NOT_ITS_WORK
+    elif not decisive(n, share, audit.alignment):
+        return None
+    else:
+        finding = Finding.AGREES if surplus >= audit.alignment else Finding.NOT_ITS_WORK
+    return _result(uid, epoch, finding, surplus=surplus, size=size)
+
+
+def _result(
+    uid: int,
+    epoch: int,
+    finding: Finding,
+    *,
+    difference: float | None = None,
+    surplus: float | None = None,
+    size: float | None = None,
+) -> AuditResult:
+    passed = finding is Finding.AGREES
+    return AuditResult(
+        uid=uid,
+        epoch=epoch,
+        number=None,
+        agreement=1.0 if passed else 0.0,
+        passed=passed,
+        finding=finding,
+        loss_difference=None,
+        gradient_difference=difference,
+        alignment=surplus,
+        inflation=size,
+    )
