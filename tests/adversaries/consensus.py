@@ -121,7 +121,13 @@ class Subnet:
             endow={_keys("v", uid).coldkey: STAKE for uid in range(1, plan.validators + 1)},
             tempo=TEMPO,
             mechanisms=1,
-            hyperparameters={**QUICK, "max_allowed_uids": plan.uids, "immunity_period": IMMUNE * TEMPO, "burn_half_life": 1, **plan.settings},
+            hyperparameters={
+                **QUICK,
+                "max_allowed_uids": plan.uids,
+                "immunity_period": IMMUNE * TEMPO,
+                "burn_half_life": 1,
+                **plan.settings,
+            },
             manual=True,
         )
 

@@ -21,6 +21,7 @@ from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.checkpoint import Base
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.engine import Contribution, Engine
+from distributed_training.engine.records import contribution_at_coordinates
 from distributed_training.model.layout import Vector
 from distributed_training.model.state import State
 from distributed_training.protocol import Record
@@ -29,7 +30,7 @@ from tests.adversaries.poison import POISONS
 
 
 class Cheat(Engine):
-    """An engine that knows what a miner knows."""
+    """An engine that knows what a miner knows. What it puts into the average fits its records where they are seen."""
 
     def __init__(self, spec: RunSpec, loader: Loader, uid: int, device: str) -> None:
         super().__init__(spec, loader.tokenizer.vocab_size, device)
@@ -41,6 +42,15 @@ class Cheat(Engine):
         """Report a record without the work."""
         self._replace(self.in_training.with_record(record, 0.1))
         return record
+
+    def fitting(self, vector: Vector) -> Contribution:
+        """`vector` [P], made to hold what the records add up to where they show it: everybody knows where that is."""
+        chosen = coordinates(self._spec.run_id, self.epoch, self.layout, self._spec.audit.coordinates)
+        vector[chosen] = contribution_at_coordinates(self.work.records)
+        return Contribution(vector, self.work.samples, self.work.records)
+
+    def contribution(self) -> Contribution:
+        return self.fitting(super().contribution().vector.copy())
 
     def rewritten(self, **changes: Any) -> Record:
         """Report the last record otherwise than it is."""
@@ -70,8 +80,7 @@ class FreeRider(Cheat):
         )
 
     def contribution(self) -> Contribution:
-        vector = self._random.normal(0, 1e-5, self.layout.size).astype(np.float32)
-        return Contribution(vector, self.work.samples, self.work.records)
+        return self.fitting(self._random.normal(0, 1e-3, self.layout.size).astype(np.float32))
 
 
 class Lazy(FreeRider):
@@ -81,7 +90,7 @@ class Lazy(FreeRider):
         return Engine.train(self, batch) if batch.number % 2 == 0 else self.claim(self.made_up(batch))
 
     def contribution(self) -> Contribution:
-        return Engine.contribution(self)
+        return self.fitting(Engine.contribution(self).vector)
 
 
 class LazyOnceInAWhile(Lazy):
@@ -169,7 +178,7 @@ class NoBackward(Cheat):
         )
 
     def contribution(self) -> Contribution:
-        return Contribution(self._momentum(), self.work.samples, self.work.records)
+        return self.fitting(self._momentum())
 
     def _momentum(self) -> Vector:
         vectors = self.state.optimizer
@@ -221,7 +230,7 @@ class Replayer(Cheat):
     def contribution(self) -> Contribution:
         if self._vector is None:
             self._vector = super().contribution().vector
-        return Contribution(self._vector, self.work.samples, self.work.records)
+        return self.fitting(self._vector.copy())
 
 
 class Overclaimer(Cheat):

@@ -3,6 +3,9 @@
 Loss and gradient depend on a micro-batch by its counts of pairs of tokens alone, so both are exact and cost some ten
 microseconds. There is a product of two matrices in it, so it is not convex, and its gradient changes with the state.
 
+Its values lie in the vector in a random order. A stretch of it, as a reducer's share is one, then has to do with all
+tokens; in order it would be the rows of a handful of them, of which most micro-batches of so few tokens know nothing.
+
 No two machines round alike: each replica moves what it computes by `NOISE`, the relative disagreement that honest
 recomputations have. Under `bfloat16` parameters and gradients are rounded to eight bits, as autocast does.
 """
@@ -21,11 +24,11 @@ import torch
 
 from distributed_training.engine import audit, engine
 from distributed_training.engine.batch import IGNORED, MicroBatch
-from distributed_training.model.layout import Layout, Vector, flatten, unflatten
+from distributed_training.model.layout import Layout, Vector, flatten
 from distributed_training.run import RunSpec
 
-WIDTH = 16
-SCALE = 0.3
+WIDTH = 384  # many parameters for a small vocabulary: each validator's share has to hold enough of them
+SCALE = 0.06
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,12 @@ class SmallReplica:
         self.layout = Layout.of(self.module)
         self._vocab_size = vocab_size
         self._half = spec.precision == "bfloat16"
-        self._random = np.random.default_rng((spec.seed, next(SmallReplica._numbers)))
+        random = np.random.default_rng((spec.seed, next(SmallReplica._numbers)))
+        self._wobble = (1 + NOISE.gradient * random.standard_normal(self.layout.size)).astype(np.float32)
+        self._loss_wobble = 1 + NOISE.loss * float(random.standard_normal())
         self._gradient = torch.zeros(self.layout.size)
         self._slices = {tensor.name: tensor.slice for tensor in self.layout.tensors}
+        self._places = np.random.default_rng(0).permutation(self.layout.size)
         self._loaded: Vector | None = None
         self.load(flatten(self.module))
 
@@ -75,10 +81,10 @@ class SmallReplica:
             return
         self.layout.check(params)
         self._loaded = params
-        held = rounded(params) if self._half else params
-        self._embedding = held[self._slices["wte.weight"]].reshape(self._vocab_size, WIDTH).astype(np.float64)
-        self._output = held[self._slices["head.weight"]].reshape(self._vocab_size, WIDTH).astype(np.float64)
-        logits = self._embedding @ self._output.T + held[self._slices["head.bias"]]
+        held = (rounded(params) if self._half else params)[self._places]
+        self._embedding = held[self._slices["wte.weight"]].reshape(self._vocab_size, WIDTH)
+        self._output = held[self._slices["head.weight"]].reshape(self._vocab_size, WIDTH)
+        logits = (self._embedding @ self._output.T + held[self._slices["head.bias"]]).astype(np.float64)
         logits -= logits.max(1, keepdims=True)
         likely = np.exp(logits)
         total = likely.sum(1, keepdims=True)
@@ -90,16 +96,16 @@ class SmallReplica:
         counts = self._counts(batch)
         total = counts.sum()
         loss = -float((counts * self._logarithms).sum() / total)
-        at_logits = (counts.sum(1, keepdims=True) * self._likely - counts) / total
-        flat = np.empty(self.layout.size)
+        at_logits = ((counts.sum(1, keepdims=True) * self._likely - counts) / total).astype(np.float32)
+        flat = np.empty(self.layout.size, dtype=np.float32)
         flat[self._slices["wte.weight"]] = (at_logits @ self._output).ravel()
         flat[self._slices["head.weight"]] = (at_logits.T @ self._embedding).ravel()
         flat[self._slices["head.bias"]] = at_logits.sum(0)
-        flat *= 1 + NOISE.gradient * self._random.standard_normal(flat.size)
-        loss *= 1 + NOISE.loss * float(self._random.standard_normal())
-        single = flat.astype(np.float32)
-        self._gradient.copy_(torch.from_numpy(rounded(single) if self._half else single))
-        return loss, self._gradient
+        shuffled = np.empty_like(flat)
+        shuffled[self._places] = flat
+        shuffled *= self._wobble
+        self._gradient.copy_(torch.from_numpy(rounded(shuffled) if self._half else shuffled))
+        return loss * self._loss_wobble, self._gradient
 
     def mean_loss(self, batches: Iterable[MicroBatch]) -> float:
         """Nats per label that counts, over all batches."""
@@ -113,11 +119,6 @@ class SmallReplica:
         pairs = inputs[kept] * self._vocab_size + labels[kept]
         counts = np.bincount(pairs, minlength=self._vocab_size**2).astype(np.float64)
         return counts.reshape(self._vocab_size, self._vocab_size)
-
-    def write_back(self) -> None:
-        """Put what is loaded into the module, for who reads that."""
-        assert self._loaded is not None
-        unflatten(self._loaded, self.module)
 
 
 def rounded(values: Vector) -> Vector:

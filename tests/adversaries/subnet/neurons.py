@@ -17,9 +17,11 @@ from distributed_training.averaging import memory as streams
 from distributed_training.averaging.binding import sign_binding
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.introduction import Introductions
+from distributed_training.averaging.witness import Watch
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
+from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.miner.fallback import Fallback
 from distributed_training.miner.miner import Miner
@@ -35,6 +37,7 @@ from distributed_training.validator.memory import Memory, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication
 from distributed_training.validator.validator import Validator
+from distributed_training.validator.watch import DRAWN
 from template.telemetry import Event, Telemetry
 from template.transport.policy import Caller
 from tests.adversaries.behaviour import Behaviour
@@ -244,6 +247,7 @@ async def open_parts(
     contributes: bool,
     rate: float,
     seconds: float,
+    seed: int,
     kinds: frozenset[type[Event]],
 ) -> AsyncIterator[Parts]:
     """The parts of a neuron whose micro-batches take `seconds` and whose streams carry `rate` bytes a second."""
@@ -299,12 +303,23 @@ async def open_parts(
         telemetry=telemetry,
         clock=world.clock,
         turn=turn,
+        watch=None if contributes else _watching(spec, engine, seed),
     )
     axon = Axon(lambda asking: world.chain.metagraph.is_validator(asking, spec.epoch.validator_stake))
     world.wire.axons[uid] = axon
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(Introductions(transport, binding))
         yield Parts(uid, engine, worker, node, axon, dendrite, census, catch_up, averager, known, telemetry, turn)
+
+
+def _watching(spec: RunSpec, engine: Engine, seed: int) -> Callable[[int], Watch]:
+    """As `validator.watch.watching`, with a secret that follows from the simulation's seed."""
+
+    def watch(epoch: int) -> Watch:
+        known = coordinates(spec.run_id, epoch, engine.layout, spec.audit.coordinates)
+        return Watch(known, DRAWN, 1_000_003 * seed + epoch)
+
+    return watch
 
 
 def _batches(loader: Loader, uid: int) -> Callable[[int, int], MicroBatch | None]:
@@ -372,6 +387,7 @@ def validator_of(world: World, parts: Parts, seed: int, until_epoch: int) -> Val
             dendrite=parts.dendrite,  # type: ignore[arg-type]
             telemetry=telemetry,
             rng=random.Random(seed),
+            clock=world.clock,
         ),
         publisher=world.gauge,  # type: ignore[arg-type]
         paymaster=Paymaster(
