@@ -55,7 +55,7 @@ def records_hash(records: Sequence[Record]) -> str:
     """sha256 (hex) over the canonical JSON (sorted keys, no spaces) of the records in order of `number`."""
     ordered = sorted(records, key=lambda record: record.number)
     canonical = json.dumps(
-        [record.model_dump(mode="json") for record in ordered],
+        [dict(record) for record in ordered],
         sort_keys=True,
         separators=(",", ":"),
         allow_nan=False,

@@ -1,6 +1,6 @@
 """Auditing one epoch: what miners reported is held against a recomputation, and against what they put into the average.
 
-Records are those that each miner bound itself to before anybody could read them (reports.py). Whether its contribution
+Records are those that each miner bound itself to before anybody could read them (inquiry.py). Whether its contribution
 is their sum is looked at for everybody who sent us a part (scoring/contribution.py); that costs no computing. Which
 records are recomputed is drawn from the validator's own randomness, and only after they were received
 (scoring/sampling.py). Whatever the validator itself cannot do is told as its own, and changes nobody's score.
@@ -33,7 +33,7 @@ from distributed_training.scoring.gradient import AuditResult, judge
 from distributed_training.scoring.participation import standing
 from distributed_training.scoring.sampling import drawn
 from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
-from distributed_training.validator.reports import EpochSeen, Report, Reporter
+from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
 from template.chain.metagraph import Metagraph
 from template.clock import Clock, SystemClock
 from template.errors import DataError, StateError
@@ -66,7 +66,7 @@ class AuditDesk:
         self._loader = loader
         self._auditor = auditor
         self._worker = worker
-        self._reporter = Reporter(
+        self._inquiry = Inquiry(
             uid=uid,
             spec=spec,
             most=loader.micro_batches_per_epoch,
@@ -86,7 +86,7 @@ class AuditDesk:
         miners = targets(metagraph, self.miners(metagraph, seen))
         count = min(len(miners), self._spec.audit.miners_per_epoch)
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
-        reports = await self._reporter.reports(sample, seen, late=late)
+        reports = await self._inquiry.reports(sample, seen, late=late)
         chosen = drawn({uid: report.records for uid, report in reports.items()}, self._spec.audit, self._rng)
         return tuple([await self._examine_miner(t, reports[t.uid], chosen[t.uid], seen) for t in sample])
 

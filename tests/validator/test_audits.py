@@ -20,7 +20,7 @@ from distributed_training.engine.records import records_hash
 from distributed_training.protocol import Record, Train, TrainResponse, Transfer
 from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.participation import RoundSeen, Standing
-from distributed_training.validator import reports
+from distributed_training.validator import inquiry
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from template.errors import Refused, SourceUnavailable
 from template.transport.dendrite import DendriteConfig
@@ -340,11 +340,11 @@ async def test_paging_is_bounded_whatever_the_miner_says(
 ) -> None:
     """As many pages as the epoch can fill, none after an empty one, none beyond what was stated."""
     async with court(tmp_path, miners=1, records=1) as at:
-        at.desk._reporter._most = 700
+        at.desk._inquiry._most = 700
         at.tampered[1] = paging(total, page)
         target = at.net.wire.target(1, at.net.neurons[1].axon.hotkey)
         seen, at.asked[:] = at.seen(), []
-        gathered, _ = await at.desk._reporter._gather([target], seen, late=False)
+        gathered, _ = await at.desk._inquiry._gather([target], seen, late=False)
         assert [offset for _, offset in at.asked] == offsets
         assert len(gathered[1].records) == reported
 
@@ -362,7 +362,7 @@ async def test_a_query_that_was_never_sent_is_not_the_miner_s_fault(
 ) -> None:
     """The validator's own queue was full until the deadline."""
     async with court(tmp_path, miners=1) as at:
-        monkeypatch.setattr(reports, "TRAIN_SECONDS", 0.2)
+        monkeypatch.setattr(inquiry, "TRAIN_SECONDS", 0.2)
         for _ in range(DendriteConfig().concurrency):
             await at.net.neurons[0].dendrite._turns.acquire()
         evidence = (await at.examine())[1]

@@ -3,7 +3,8 @@
 In the round that ended the epoch each contributor told all members a hash of its records before anything moved, and no
 miner shows records before that. So whoever hands in another's records has to have had them before anybody could read
 them. Records that are not the bound ones count nothing; they are no fraud either, because a miner that was restarted in
-between may have lost some.
+between may have lost some. Who was in no round could bind itself to nothing; its records are looked at as they are, for
+they can keep what it has at most (scoring/combine.py).
 
 What keeps a validator from asking is not held against those that it asked: a request that never left, a state that it
 does not have, its own coming late, or most of those who had just taken part in the round being silent at once, which
@@ -61,7 +62,7 @@ class Report:
     unobserved: str = ""
 
 
-class Reporter:
+class Inquiry:
     """Asks on behalf of one validator. `most`: micro-batches that an epoch gives to one uid."""
 
     def __init__(
@@ -132,8 +133,8 @@ class Reporter:
         return outcome.reason == NOT_SENT or (late and outcome.reason == NO_SUCH_EPOCH)
 
     async def _bound(self, uid: int, report: Report, seen: EpochSeen) -> Report:
-        """The report if its records are the bound ones, else one without records."""
-        if report.unobserved or not report.records:
+        """The report if its records are those that a participant is bound to, else one without records."""
+        if report.unobserved or not report.records or uid not in seen.outcome.participants:
             return report
         stated = seen.outcome.records.get(uid)
         if stated is None:
