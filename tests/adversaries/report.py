@@ -1,6 +1,6 @@
 """Plays the zoo in simulated time and writes what each behaviour earned: a table, a plot, and `docs/incentives.md`.
 
-    scripts/adversaries [NAME ...] [--seeds 3] [--miners 24] [--validators 2] [--epochs 100] [--processes 2] [--fresh]
+    scripts/adversaries [NAME ...] [--seeds 3] [--miners 16] [--validators 2] [--epochs 60] [--processes 2] [--fresh]
 
 Runs that were made before with the same numbers and the same code are taken from the results' file; `--fresh` makes
 them anew. Status 1 if a behaviour earns more than is wanted.
@@ -240,9 +240,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("patterns", nargs="*", metavar="NAME")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--miners", type=int, default=24)
+    parser.add_argument("--miners", type=int, default=16)
     parser.add_argument("--validators", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()

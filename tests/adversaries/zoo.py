@@ -172,7 +172,7 @@ def _case(name: str, *, pace: float = 1.0, harmful: bool = False, **more: Any) -
     return Case(name=name, make=_engine(name, pace=pace, harmful=harmful), **more)
 
 
-_GROUPS = (0.1, 0.2, 0.33)
+_GROUPS = (0.1, 0.2, 0.33)  # of 16 miners: 2, 3, 5
 SYBILS = 4
 
 CASES: tuple[Case, ...] = (
@@ -225,7 +225,7 @@ CASES: tuple[Case, ...] = (
     Case(
         name="sybils",
         make=lambda _: HONEST,
-        share=SYBILS / 24,
+        share=SYBILS / 16,
         speed=1 / SYBILS,
         rate=1 / SYBILS,
         fine=4,
@@ -233,10 +233,10 @@ CASES: tuple[Case, ...] = (
         wanted=1.0,
         note=f"one machine as {SYBILS} uids: pay of the machine",
     ),
-    *(_case("sign-flip", harmful=True, share=share, note=f"{share:.0%} collude") for share in _GROUPS),
+    *(_case("sign-flip", harmful=True, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),
     *(_case("colluding-copies", harmful=True, share=share, note=f"{share:.0%} collude") for share in _GROUPS),
-    *(Case(name="framing", make=Framing, share=share, note=f"{share:.0%} collude") for share in _GROUPS),
-    *(_case("free-rider", pace=NOTHING, share=share, note=f"{share:.0%} collude") for share in _GROUPS),
+    *(Case(name="framing", make=Framing, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),
+    *(_case("free-rider", pace=NOTHING, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),
 )
 
 BY_NAME: Mapping[str, Case] = {case.name: case for case in reversed(CASES)}

@@ -27,7 +27,7 @@ from distributed_training.engine.batch import IGNORED, MicroBatch
 from distributed_training.model.layout import Layout, Vector, flatten
 from distributed_training.run import RunSpec
 
-WIDTH = 384  # many parameters for a small vocabulary: each validator's share has to hold enough of them
+WIDTH = 640  # many parameters for a small vocabulary: each validator's share has to hold enough of them
 SCALE = 0.06
 
 
