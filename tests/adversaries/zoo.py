@@ -178,7 +178,7 @@ SYBILS = 4
 CASES: tuple[Case, ...] = (
     _case("free-rider", pace=NOTHING),
     _case("lazy", pace=(1 + NOTHING) / 2),
-    _case("lazy-tenth", pace=0.9 + 0.1 * NOTHING, note="must earn less than by working all the time"),
+    _case("lazy-tenth", pace=0.9 + 0.1 * NOTHING, wanted=0.9, note="does nine tenths of the work: must earn less"),
     _case("copycat", pace=NOTHING),
     _case("copycat-part", pace=(1 + NOTHING) / 2),
     _case("plagiarist", pace=NOTHING),
