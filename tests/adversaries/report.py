@@ -110,18 +110,15 @@ def play(
 ) -> list[Line]:
     """All runs, in processes of their own."""
     kept = {} if fresh else _stored(size)
-    wanted: dict[Key, Case | None] = {}
-    for seed in range(seeds):
-        wanted[HONEST, seed] = None
-        wanted.update({(title(case), seed): case for case in chosen})
-    missing = {key: case for key, case in wanted.items() if key not in kept}
+    names = (HONEST, *map(title, chosen))
+    missing = [(name, seed) for seed in range(seeds) for name in names if (name, seed) not in kept]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         Progress(*columns, console=console, transient=True) as progress,
         ProcessPoolExecutor(processes, get_context("spawn"), initializer=_one_thread) as pool,
     ):
         bar = progress.add_task("simulating", total=len(missing))
-        futures = {pool.submit(measure, case, size, key[1]): key for key, case in missing.items()}
+        futures = {pool.submit(_measure, *key, size): key for key in missing}
         for done in as_completed(futures):
             kept[futures[done]] = _result(done, futures[done])
             _store(kept, size)
@@ -136,6 +133,11 @@ def play(
 def title(case: Case) -> str:
     """Names a case and its share of the miners."""
     return f"{case.name} {case.share:.3f}"
+
+
+def _measure(name: str, seed: int, size: Size) -> Measured:
+    """In a process of its own, which finds the case by its title."""
+    return measure(next((case for case in CASES if title(case) == name), None), size, seed)
 
 
 def _one_thread() -> None:

@@ -88,7 +88,7 @@ def test_the_model_has_the_gradient_that_torch_finds() -> None:
     logits = wte[torch.from_numpy(batch.input_ids).flatten()] @ head.T + bias
     expected = functional.cross_entropy(logits, torch.from_numpy(batch.labels).flatten())
     expected.backward()
-    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     assert vector.grad is not None
     torch.testing.assert_close(gradient, vector.grad, rtol=1e-3, atol=1e-7)
     assert gradient.numel() == size * (2 * WIDTH + 1)
@@ -129,8 +129,8 @@ async def test_a_round_in_the_hall_is_a_round(rule: str) -> None:
         assert seen is not None
         assert wanted is not None
         assert seen.drawn.tolist() == wanted.drawn.tolist()
-        others = set(plan.contributors) - {uid}
-        assert all((seen.by_uid[u].drawn == wanted.by_uid[u].drawn).all() for u in others)
+        assert seen.by_uid.keys() == wanted.by_uid.keys() == set(plan.contributors) - {uid}
+        assert all((seen.by_uid[u].drawn == part.drawn).all() for u, part in wanted.by_uid.items())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

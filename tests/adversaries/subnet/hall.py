@@ -329,7 +329,8 @@ def _sightings(meeting: _Meeting, exchange: _Exchange, uid: int) -> Sightings | 
     if watch is None or stop == start:
         return None
     witness = Witness(watch, start, stop, pair_named(meeting.plan.codec).parts.name)
-    for sender, part in exchange.received[uid].items():
+    others = {sender: part for sender, part in exchange.received[uid].items() if sender != uid}
+    for sender, part in others.items():
         witness.see(sender, 0, np.ascontiguousarray(part, dtype=np.float32))
     return witness.sightings()
 
@@ -350,7 +351,7 @@ def _outcome(
         round_id=plan.round_id,
         state=state,
         participants=plan.contributors if done else (),
-        agreed=plan.contributors if done else (),
+        agreed=tuple(sorted(member.uid for member in plan.members)) if done else (),
         failures=failures,
         accusations={},
         transfers=transfers,
