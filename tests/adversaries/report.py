@@ -1,6 +1,6 @@
 """Plays the zoo in simulated time and writes what each behaviour earned: a table, a plot, and `docs/incentives.md`.
 
-    scripts/adversaries [NAME ...] [--seeds 3] [--miners 16] [--validators 2] [--epochs 60] [--processes 2] [--fresh]
+    scripts/adversaries [NAME ...] [--seeds 3] [--miners 16] [--validators 2] [--epochs 200] [--processes 2] [--fresh]
 
 Runs that were made before with the same numbers and the same code are taken from the results' file; `--fresh` makes
 them anew. Status 1 if a behaviour earns more than is wanted.
@@ -244,7 +244,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--miners", type=int, default=16)
     parser.add_argument("--validators", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()

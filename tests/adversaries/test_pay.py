@@ -23,6 +23,7 @@ def cosine(story: Story, one: int = 1, other: int = 2) -> float:
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
 
 
+@pytest.mark.timeout(300)
 def test_two_validators_agree_after_ten_epochs() -> None:
     """Their draws are independent; their weights point the same way: 16 miners at speeds over a factor of four."""
     scenario = Scenario(miners=16, epochs=10)

