@@ -2,8 +2,8 @@
 
 Sixteen miners train an epoch each with the real engine, one after another. Then a validator examines the epoch as often
 as told, with new draws each time: it draws with the run's budget, or the default one, recomputes with its own model,
-compares, and checks every miner's contribution and the hash of its records. Both are timed in the same process, on one
-thread; the ratio is what counts.
+compares, and checks every miner's contribution and the hash of its records. Between two examinations a miner trains one
+micro-batch, so that both are timed in turns, in one process on one thread; the ratio is what counts.
 
     python -m benchmarks.audit [--run runs/nano.toml] [--miners 16] [--batches 16 64] [--epochs 200]
         [--output benchmarks/results/audit.md]
@@ -33,7 +33,7 @@ from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
 from distributed_training.run import AuditSpec, RunSpec, load_run
-from distributed_training.scoring.contribution import Sent, judge_sum, judge_work
+from distributed_training.scoring.contribution import Sent, judge_sum, judge_work, relative_size
 from distributed_training.scoring.detection import caught_in_epoch, penalty_needed
 from distributed_training.scoring.gradient import judge
 from distributed_training.scoring.sampling import audit_rate, drawn
@@ -58,39 +58,42 @@ class Cost:
         return self.validator_seconds / self.miner_seconds
 
 
-def work_of(spec: RunSpec, loader: Loader, miners: int, batches: int) -> tuple[list[Contribution], float]:
-    """The contributions of an epoch, and the seconds of processor time that a miner took on average."""
-    contributions, seconds = [], 0.0
+def work_of(spec: RunSpec, loader: Loader, miners: int, batches: int) -> list[Contribution]:
+    """The contributions of an epoch."""
+    contributions = []
     engine = Engine(spec, loader.tokenizer.vocab_size)
     start = engine.snapshot()
     for uid in range(miners):
         engine.restore(start)
-        assigned = [loader.micro_batch(0, uid, number) for number in range(batches)]
-        began = time.process_time()
-        for batch in assigned:
-            engine.train(batch)
-        seconds += time.process_time() - began
+        for number in range(batches):
+            engine.train(loader.micro_batch(0, uid, number))
         contributions.append(engine.contribution())
-    return contributions, seconds / miners
+    return contributions
 
 
 def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batches: int, epochs: int) -> Cost:
     """Examine the same epoch again and again, with other draws."""
-    contributions, miner_seconds = work_of(spec, loader, miners, batches)
+    contributions = work_of(spec, loader, miners, batches)
+    miner = Engine(spec, loader.tokenizer.vocab_size)
+    fresh = miner.snapshot()
     auditor = Auditor(spec, loader.tokenizer.vocab_size)
-    params = Engine(spec, loader.tokenizer.vocab_size).state.params
+    params = miner.state.params
     layout, rng = auditor.layout, random.Random(0)
     known = coordinates(spec.run_id, 0, layout, audit.coordinates)
     hashes = [records_hash(c.records) for c in contributions]
     stop = int(layout.size * SHARE)
-    checking = recomputing = 0.0
+    training = checking = recomputing = 0.0
     count = failed = 0
     for epoch in range(epochs):
+        miner.restore(fresh)
+        began = time.process_time()
+        miner.train(loader.micro_batch(0, epoch % miners, epoch % batches))
+        training += time.process_time() - began
         began = time.process_time()
         witness = Witness(Watch(known, DRAWN, epoch), 0, stop, "none")
         for uid, contribution in enumerate(contributions):
             witness.see(uid, 0, contribution.vector[:stop])
-        seen = witness.sightings()
+        seen = witness.sightings(contributions[0].vector, {})
         columns = np.searchsorted(known, seen.known)
         for uid, contribution in enumerate(contributions):
             sight = seen.by_uid[uid]
@@ -106,11 +109,14 @@ def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batche
                 recomputed, gradient = auditor.recompute_at(0, params, batch, seen.drawn)
                 failed += not judge(uid, 0, record, recomputed, batch.pages, audit).passed
                 share = record.samples / contributions[uid].samples
-                result = judge_work(uid, 0, seen.by_uid[uid].drawn, gradient, share, audit, sparse=False)
+                relative = relative_size(record, contributions[uid].records)
+                sent_there = seen.by_uid[uid].drawn
+                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, sparse=False)
                 failed += result is not None and not result.passed
                 count += 1
         recomputing += time.process_time() - began
-    return Cost(batches, miner_seconds, (checking + recomputing) / epochs, checking / epochs, count / epochs, failed)
+    seconds = training / epochs * batches
+    return Cost(batches, seconds, (checking + recomputing) / epochs, checking / epochs, count / epochs, failed)
 
 
 def report(spec: RunSpec, audit: AuditSpec, miners: int, epochs: int, costs: list[Cost]) -> str:

@@ -235,6 +235,21 @@ class Audited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageNotExplained(Event):
+    """In the shares of these `reducers` the average is not what the contributors' records add up to.
+
+    A reducer has changed it, or somebody sent it something else than its work; which one cannot be seen from here, so
+    nobody is paid less for it. `coordinates` is how many of those `of` that records show are off.
+    """
+
+    uid: int
+    epoch: int
+    reducers: list[int]
+    coordinates: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditNotPossible(Event):
     """The validator could not audit for a reason of its own; nobody's score changes."""
 

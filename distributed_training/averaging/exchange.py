@@ -105,7 +105,7 @@ class Exchange:
 
     def sightings(self) -> Sightings | None:
         """What was kept of the others' parts; None if we were told to keep nothing, or reduce nothing."""
-        return None if self._witness is None else self._witness.sightings()
+        return None if self._witness is None else self._witness.sightings(self.average, self._ranges)
 
     def complete(self) -> bool:
         """Whether the whole average is here, and everything that others owe us."""

@@ -19,6 +19,8 @@ from distributed_training.averaging.codecs.errors import error_bounds
 
 Indices = NDArray[np.int64]
 
+MARKED = 1 << 24  # values of a share for which a byte each is spent for a moment
+
 
 @dataclass(frozen=True, eq=False)
 class Watch:
@@ -46,11 +48,17 @@ class Sighting:
 
 @dataclass(frozen=True, eq=False)
 class Sightings:
-    """What was kept in one round: where, as ascending indices into the vector, and by uid what each sent there."""
+    """What was kept in one round: where in our share, as ascending indices into the vector, and what each uid sent.
+
+    `average` [C]: what everybody got at all coordinates that were to be watched as known, whoever reduced them, and
+    `reducers` [C] the uids of those.
+    """
 
     known: Indices
     drawn: Indices
     by_uid: Mapping[int, Sighting]
+    average: Floats
+    reducers: Indices
 
 
 class Witness:
@@ -60,6 +68,7 @@ class Witness:
         """`codec`: the name of that of the parts."""
         self._start = start
         self._codec = codec
+        self._watched = watch.known
         self._known = watch.known[(watch.known >= start) & (watch.known < stop)]
         self._drawn = _draw(watch, start, stop)
         self._seen: dict[int, tuple[Floats, Floats, Floats]] = {}
@@ -79,12 +88,15 @@ class Witness:
         where, local = self._within(self._drawn, low, values.size)
         drawn[where] = values[local]
 
-    def sightings(self) -> Sightings:
-        """What was kept of those whose whole part was seen."""
+    def sightings(self, average: Floats, ranges: Mapping[int, tuple[int, int]]) -> Sightings:
+        """What was kept of those whose whole part was seen; `average` [P] as everybody got it, `ranges` by reducer."""
         with self._lock:
             whole = {uid: self._seen[uid] for uid in sorted(self._seen) if self._chunks[uid] == self._size}
         by_uid = {uid: Sighting(known, errors, drawn) for uid, (known, errors, drawn) in whole.items()}
-        return Sightings(self._known, self._drawn, by_uid)
+        reducers = np.empty(self._watched.size, dtype=np.int64)
+        for uid, (start, stop) in ranges.items():
+            reducers[(self._watched >= start) & (self._watched < stop)] = uid
+        return Sightings(self._known, self._drawn, by_uid, average[self._watched], reducers)
 
     def _within(self, indices: Indices, low: int, n: int) -> tuple[slice, Indices]:
         """Which of the indices lie in this chunk, and where in it."""
@@ -102,7 +114,12 @@ def _draw(watch: Watch, start: int, stop: int) -> Indices:
     size = stop - start
     random = np.random.default_rng(watch.seed)
     if size <= 4 * watch.drawn:
-        chosen = random.permutation(size)[: watch.drawn]
+        chosen = random.permutation(size)[: watch.drawn].astype(np.int64)
     else:
         chosen = random.integers(0, size, watch.drawn)
-    return np.setdiff1d(chosen.astype(np.int64) + start, watch.known)
+    if size > MARKED:
+        return np.setdiff1d(chosen + start, watch.known)
+    marks = np.zeros(size, dtype=np.bool_)  # faster than sorting
+    marks[chosen] = True
+    marks[watch.known[(watch.known >= start) & (watch.known < stop)] - start] = False
+    return np.flatnonzero(marks).astype(np.int64) + start

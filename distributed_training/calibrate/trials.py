@@ -23,7 +23,7 @@ from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
 from distributed_training.run import RunSpec
-from distributed_training.scoring.contribution import alignment
+from distributed_training.scoring.contribution import USUAL, alignment, inflation, relative_size
 from distributed_training.scoring.gradient import relative_gradient_difference, relative_loss_difference
 from template.errors import StateError
 
@@ -134,6 +134,9 @@ class Trials:
         for batch in batches[: self._extent.records]:
             _, gradient = self._usual.gradient(params, batch)
             share = batch.samples / contribution.samples
+            relative = relative_size(contribution.records[batch.number], contribution.records)
+            if relative < USUAL:
+                continue  # an audit would conclude nothing from it
             without: Floats = ((sent - share * gradient) / max(1 - share, share)).astype(np.float32)
             tried: Iterable[tuple[dict[str, list[Pair]], str, Floats]] = (
                 (found.contributions, "honest", sent),
@@ -143,14 +146,13 @@ class Trials:
                 (found.bad_contributions, "this record left out", without),
             )
             for into, name, vector in tried:
-                into[name].append(self._compare(vector[where], gradient[where], share))
+                into[name].append(self._compare(vector[where], gradient[where], share, relative))
 
-    def _compare(self, sent: Floats, gradient: Floats, share: float) -> Pair:
-        surplus, _ = alignment(sent, gradient, share, sparse=self._sparse)
-        length = float(np.linalg.norm(gradient.astype(np.float64)))
-        if not length:
+    def _compare(self, sent: Floats, gradient: Floats, share: float, relative: float) -> Pair:
+        if not gradient.any():
             raise StateError("a gradient without any value in a whole share: the model cannot be calibrated")
-        return surplus, float(np.linalg.norm(sent.astype(np.float64))) / length
+        surplus, _ = alignment(sent, gradient, share, sparse=self._sparse)
+        return surplus, inflation(sent, gradient, relative)
 
 
 def _through(codec: Codec, vector: Floats, attempt: Attempt | None) -> Floats:

@@ -14,13 +14,16 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    with its share of the samples w; the rest is other gradients of the same model, which do not point against it. So the
    signs of c and g agree more often than not: by 2/pi asin(sqrt(w)) even where gradients have nothing in common but
    noise, which is at least 0.64 sqrt(w), and by more where they do. Their surplus over chance, divided by sqrt(w), must
-   be `alignment`, and |c| must not be more than `inflation` times |g|. Signs, because they give each coordinate one
-   voice, whatever its scale. Of numbers that have nothing to do with the work the surplus is 0 but for chance,
-   1 / sqrt(coordinates w); nothing is concluded from so few coordinates that chance could decide. Both limits are
-   measured on honest work (calibrate.py), with the codec of the run.
+   be `alignment`, and |c| must not be more than `inflation` times a usual gradient of the miner. Signs, because they
+   give each coordinate one voice, whatever its scale. Of numbers that have nothing to do with the work the surplus is 0
+   but for chance, 1 / sqrt(coordinates w); nothing is concluded from so few coordinates that chance could decide, nor
+   from a record whose gradient is far smaller than the miner's others, as on a page that the model knows by heart: of
+   that little is left in the sum. How large the others are, the records show. Both limits are measured on honest work
+   (calibrate/), with the codec of the run.
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
-the full work, is limited by the rule of the reduction, and shows in the average at the coordinates of the records.
+the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in
+the average, which is not what all records add up to then (`unexplained`); by whom, the sender or the reducer, does not.
 """
 
 from __future__ import annotations
@@ -39,10 +42,45 @@ from distributed_training.scoring.gradient import AuditResult, Finding
 ROUNDING = 2.0**-24  # of a float32 operation
 SMALLEST = 2.0**-126  # what is smaller may have been flushed to zero
 LARGEST = 2.0**128  # no mean of float32 values is larger
+USUAL = 0.3  # of the mean size; smaller gradients prove nothing
+NOTHING = 0.25  # times what the record alone leaves in the sum
 CHANCE = 4.0  # deviations of a surplus that is none; it must not reach the limit even then
 _SLACK = 4  # roundings of an addition with a factor, doubled
 
 Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Put:
+    """The records of one contributor, and the weight that it had in the average."""
+
+    records: Sequence[Record]
+    weight: float
+
+
+def unexplained(average: Values, put: Sequence[Put]) -> NDArray[np.int64]:
+    """Where an average without codec or clipping is not what all contributors' records add up to.
+
+    Args:
+        average: [C], at the coordinates that records show.
+        put: all contributors.
+
+    Returns:
+        The positions, beyond all rounding; all of them, if some records show another number of coordinates.
+    """
+    records = [record for each in put for record in each.records]
+    if any(len(record.gradient) != average.size for record in records):
+        return np.arange(average.size)
+    total = math.fsum(each.weight for each in put)
+    expected, magnitude = np.zeros(average.size), np.zeros(average.size)
+    for each in put:
+        samples = np.array([float(record.samples) for record in each.records])
+        shown = np.array([record.gradient for record in each.records], dtype=np.float64)
+        share = samples / samples.sum() * (each.weight / total)
+        expected += share @ shown
+        magnitude += share @ np.abs(shown)
+    bound = (_SLACK * (len(records) + len(put)) + 8) * ROUNDING * magnitude + SMALLEST
+    return np.flatnonzero(~(np.abs(average - expected) <= bound))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +115,7 @@ def excess(records: Sequence[Record], sent: Sent) -> tuple[float, float]:
     if any(len(record.gradient) <= columns.max() for record in records):
         return math.inf, math.inf
     samples = np.array([float(record.samples) for record in records])
-    shown = np.array([record.gradient for record in records], dtype=np.float64)[:, columns]  # [K, n]
+    shown = np.array([[record.gradient[column] for column in columns.tolist()] for record in records])  # [K, n]
     with np.errstate(over="ignore", invalid="ignore"):
         share = samples / samples.sum()
         expected, magnitude = share @ shown, share @ np.abs(shown)
@@ -124,21 +162,45 @@ def decisive(coordinates: int, share: float, limit: float) -> bool:
     return coordinates * share * limit**2 >= CHANCE**2
 
 
-def judge_work(
-    uid: int, epoch: int, sent: Values, gradient: Values, share: float, audit: AuditSpec, *, sparse: bool
-) -> AuditResult | None:
-    """The third question, for one recomputed record with `share` of the miner's samples; None if it stays open.
+def relative_size(record: Record, records: Sequence[Record]) -> float:
+    """How large the gradient of a record is, as it shows it, against the mean over all `records`; 0 if all are zero."""
+    sizes = [math.hypot(*each.gradient) * each.samples for each in records]
+    mean = math.fsum(sizes) / max(1, sum(each.samples for each in records))
+    return math.hypot(*record.gradient) / mean if mean else 0.0
 
-    `sent`, `gradient`: float32 [n] at the validator's own coordinates.
-    """
+
+def inflation(sent: Values, gradient: Values, relative: float) -> float:
+    """How large a contribution is against a usual gradient, which is `gradient` over its relative size; [n] both."""
     length = float(np.linalg.norm(gradient.astype(np.float64)))
-    if not length:
+    return float(np.linalg.norm(sent.astype(np.float64))) / length * relative if length else math.inf
+
+
+def judge_work(
+    uid: int,
+    epoch: int,
+    sent: Values,
+    gradient: Values,
+    share: float,
+    relative: float,
+    audit: AuditSpec,
+    *,
+    sparse: bool,
+) -> AuditResult | None:
+    """The third question, for one recomputed record; None if it stays open.
+
+    Args:
+        sent, gradient: float32 [n], at the validator's own coordinates.
+        share: of the miner's samples.
+        relative: the record's `relative_size`.
+        sparse: see `alignment`.
+    """
+    if relative < USUAL or not gradient.any():
         return None
-    size = float(np.linalg.norm(sent.astype(np.float64))) / length
+    size = inflation(sent, gradient, relative)
     surplus, n = alignment(sent, gradient, share, sparse=sparse)
     if size > audit.inflation:
         finding = Finding.INFLATED
-    elif size < audit.alignment * math.sqrt(share):  # as good as nothing; less than even unrelated gradients leave
+    elif size < NOTHING * share * relative:  # of the record alone more is left
         finding = Finding.NOT_ITS_WORK
     elif not decisive(n, share, audit.alignment):
         return None

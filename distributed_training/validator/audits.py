@@ -16,19 +16,27 @@ import numpy as np
 
 from distributed_training.averaging.codecs.names import TopKName, parse_pair
 from distributed_training.averaging.outcome import RoundOutcome
+from distributed_training.averaging.rule_names import MEAN
 from distributed_training.averaging.witness import Sighting, Sightings
 from distributed_training.data.loader import Loader
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import Audited, AuditNotPossible
+from distributed_training.events import Audited, AuditNotPossible, AverageNotExplained
 from distributed_training.model.layout import Vector
 from distributed_training.peers import targets, validators_of
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
 from distributed_training.scoring.bandwidth import Measured
 from distributed_training.scoring.combine import Evidence
-from distributed_training.scoring.contribution import Sent, judge_sum, judge_work
+from distributed_training.scoring.contribution import (
+    Put,
+    Sent,
+    judge_sum,
+    judge_work,
+    relative_size,
+    unexplained,
+)
 from distributed_training.scoring.gradient import AuditResult, judge
 from distributed_training.scoring.participation import standing
 from distributed_training.scoring.sampling import drawn
@@ -87,6 +95,7 @@ class AuditDesk:
         count = min(len(miners), self._spec.audit.miners_per_epoch)
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
         reports = await self._inquiry.reports(sample, seen, late=late)
+        self._explain(reports, seen)
         chosen = drawn({uid: report.records for uid, report in reports.items()}, self._spec.audit, self._rng)
         return tuple([await self._examine_miner(t, reports[t.uid], chosen[t.uid], seen) for t in sample])
 
@@ -96,6 +105,26 @@ class AuditDesk:
         serving = {uid for uid in given_data if metagraph.axons[uid] is not None}
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
+
+    def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
+        """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
+        limits, sightings, outcome = self._spec.averaging, seen.outcome.sightings, seen.outcome
+        records = {uid: reports[uid].records if uid in reports else () for uid in outcome.participants}
+        if sightings is None or limits.codec != "none" or limits.reduction != MEAN or not all(records.values()):
+            return
+        put = [Put(each, outcome.weights[uid]) for uid, each in records.items()]
+        off = unexplained(sightings.average, put)
+        if off.size:
+            reducers = sorted({int(uid) for uid in sightings.reducers[off]})
+            self._telemetry.emit(
+                AverageNotExplained(
+                    uid=self._uid,
+                    epoch=seen.epoch,
+                    reducers=reducers,
+                    coordinates=int(off.size),
+                    of=sightings.average.size,
+                )
+            )
 
     async def _examine_miner(
         self, target: Target, report: Report, chosen: Sequence[Record], seen: EpochSeen
@@ -141,10 +170,9 @@ class AuditDesk:
     ) -> tuple[tuple[AuditResult, ...], str]:
         """The audits that could be made, and what kept us from making the others; empty if nothing did."""
         audits: list[AuditResult] = []
-        samples = sum(record.samples for record in report.records)
         for record in chosen:
             try:
-                audits += await self._audit(uid, record, samples, seen, seen.bases[report.base_hash])
+                audits += await self._audit(uid, record, report.records, seen, seen.bases[report.base_hash])
             except (DataError, StateError) as error:  # our corpus or our own numbers: nothing that the miner did
                 return tuple(audits), str(error)
         return tuple(audits), ""
@@ -161,8 +189,10 @@ class AuditDesk:
             if record.number < self._loader.micro_batches_per_epoch
         }
 
-    async def _audit(self, uid: int, record: Record, samples: int, seen: EpochSeen, base: Vector) -> list[AuditResult]:
-        """One record recomputed, and the contribution with it; `samples` of all of the miner's records."""
+    async def _audit(
+        self, uid: int, record: Record, records: Sequence[Record], seen: EpochSeen, base: Vector
+    ) -> list[AuditResult]:
+        """One of the miner's `records` recomputed, and the contribution with it."""
         number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
         batch = await asyncio.to_thread(self._loader.micro_batch, seen.epoch, uid, number)
         sightings, sighting = _sighting(seen.outcome.sightings, uid)
@@ -172,9 +202,16 @@ class AuditDesk:
         )
         results = [judge(uid, seen.epoch, record, recomputed, batch.pages, self._spec.audit)]
         if sighting is not None and results[0].passed:
-            share = record.samples / samples
+            share = record.samples / sum(each.samples for each in records)
             with_it = judge_work(
-                uid, seen.epoch, sighting.drawn, gradient, share, self._spec.audit, sparse=self._sparse
+                uid,
+                seen.epoch,
+                sighting.drawn,
+                gradient,
+                share,
+                relative_size(record, records),
+                self._spec.audit,
+                sparse=self._sparse,
             )
             results += [] if with_it is None else [with_it]
         return [self._told(result) for result in results]

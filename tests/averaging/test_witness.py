@@ -17,6 +17,7 @@ from distributed_training.averaging.witness import Watch, Witness
 from tests.averaging.groups import contributions, make_plan, member, memory_group, weights
 
 START, STOP, CHUNK = 1000, 9000, 700
+NOTHING = np.zeros(20_001, np.float32)
 KNOWN = np.array([3, 1000, 1699, 1700, 5000, 8999, 9000, 20_000])
 
 
@@ -38,8 +39,10 @@ def test_it_keeps_what_was_sent_at_its_coordinates() -> None:
         moving = vector.copy()
         see_all(witness, uid, moving)
         moving[:] = np.nan  # the memory is used again
-    seen = witness.sightings()
+    seen = witness.sightings(vectors[4], {7: (0, 4000), 8: (4000, 20_001)})
     assert seen.known.tolist() == [1000, 1699, 1700, 5000, 8999]
+    assert seen.average.tolist() == vectors[4][KNOWN].tolist()
+    assert seen.reducers.tolist() == [7, 7, 7, 7, 8, 8, 8, 8]
     assert 40 <= seen.drawn.size <= 50
     assert not set(seen.drawn) & set(KNOWN)
     assert seen.drawn.min() >= START
@@ -56,13 +59,13 @@ def test_a_part_that_did_not_come_whole_is_no_evidence() -> None:
     vector = np.ones(20_001, np.float32)
     see_all(witness, 1, vector)
     see_all(witness, 2, vector, without=3)
-    assert list(witness.sightings().by_uid) == [1]
+    assert list(witness.sightings(vector, {}).by_uid) == [1]
 
 
 @pytest.mark.parametrize("drawn", [50, 7990, 100_000])
 def test_what_is_drawn_depends_on_the_secret_seed(drawn: int) -> None:
     """All over the share; at most the whole of it."""
-    first, other = watched(drawn, 1).sightings().drawn, watched(drawn, 2).sightings().drawn
+    first, other = (watched(drawn, seed).sightings(NOTHING, {}).drawn for seed in (1, 2))
     assert len(set(first)) == first.size
     if drawn < STOP - START:
         assert first.tolist() != other.tolist()
@@ -113,6 +116,8 @@ async def test_a_validator_sees_what_everybody_put_in() -> None:
         vector = values[uid]
         assert vector is not None
         np.testing.assert_array_equal(outcome.sightings.by_uid[uid].drawn, vector[outcome.sightings.drawn])
+    assert results[1].average is not None
+    assert outcome.sightings.average.tolist() == results[1].average[::50].tolist()
     assert outcome.records == {uid: f"{uid}" * 64 for uid in (1, 2, 3)}
     assert outcome.weights == {uid: by[uid] for uid in (1, 2, 3)}
     assert results[1].outcome.sightings is None

@@ -21,6 +21,7 @@ from distributed_training.scoring.contribution import (
     excess,
     judge_sum,
     judge_work,
+    relative_size,
 )
 from distributed_training.scoring.gradient import Finding
 from tests.scoring.evidence import NANO
@@ -132,7 +133,7 @@ def test_work_that_was_done_is_found_in_the_contribution(count: int, common: flo
     for gradient in gradients[:4]:
         surplus, n = alignment(mean, gradient, 1 / count, sparse=False)
         assert n == gradient.size
-        result = judge_work(1, 2, mean, gradient, 1 / count, AUDIT, sparse=False)
+        result = judge_work(1, 2, mean, gradient, 1 / count, 1.0, AUDIT, sparse=False)
         assert result is not None
         assert result.passed
         if common == 0.0:
@@ -165,7 +166,7 @@ def test_garbage_where_nobody_is_said_to_look_is_seen(cheat: str, finding: Findi
         "a few true values": sparse,
         "inflated": 30 * mean,
     }[cheat].astype(np.float32)
-    result = judge_work(1, 2, vector, gradients[0], 1 / 16, AUDIT, sparse=False)
+    result = judge_work(1, 2, vector, gradients[0], 1 / 16, 1.0, AUDIT, sparse=False)
     assert result is not None
     assert (result.passed, result.finding) == (False, finding)
 
@@ -174,8 +175,8 @@ def test_too_few_coordinates_decide_nothing() -> None:
     """What chance alone can do convicts nobody."""
     gradients, mean = work(5, 16, 0.0, size=200)
     assert not decisive(200, 1 / 16, AUDIT.alignment)
-    assert judge_work(1, 2, mean, gradients[0], 1 / 16, AUDIT, sparse=False) is None
-    assert judge_work(1, 2, mean, 0 * gradients[0], 1 / 16, AUDIT, sparse=False) is None
+    assert judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, sparse=False) is None
+    assert judge_work(1, 2, mean, 0 * gradients[0], 1 / 16, 1.0, AUDIT, sparse=False) is None
 
 
 def test_chance_reaches_the_limit_once_in_ten_thousand_times_at_most() -> None:
@@ -187,3 +188,42 @@ def test_chance_reaches_the_limit_once_in_ten_thousand_times_at_most() -> None:
     surplus = signs.mean(axis=1) / math.sqrt(share)
     assert np.abs(surplus).max() < AUDIT.alignment * 1.05
     assert np.std(surplus) == pytest.approx(AUDIT.alignment / 4, rel=0.05)
+
+
+def test_a_page_that_the_model_knows_by_heart_convicts_nobody() -> None:
+    """Of its gradient next to nothing is left in the sum, and what is left may point anywhere."""
+    gradients, mean = work(6, 16, 0.3)
+    small = 1e-3 * np.abs(gradients[0]) * np.sign(-mean)
+    records = [
+        Record(number=k, pages=(k,), samples=4, loss=1.0, gradient=tuple(map(float, g[:64])))
+        for k, g in enumerate([small, *gradients[1:]])
+    ]
+    relative = relative_size(records[0], records)
+    assert relative < 0.01
+    assert judge_work(1, 2, mean, small, 1 / 16, relative, AUDIT, sparse=False) is None
+
+
+def test_a_page_that_is_all_new_convicts_nobody() -> None:
+    """Its gradient outweighs all the others; the sum is as good as that one alone."""
+    gradients, _ = work(6, 32, 0.0)
+    gradients[0] *= 300
+    mean = gradients.mean(axis=0)
+    records = [
+        Record(number=k, pages=(k,), samples=4, loss=1.0, gradient=tuple(map(float, g[:64])))
+        for k, g in enumerate(gradients)
+    ]
+    relative = relative_size(records[0], records)
+    assert relative > 20
+    result = judge_work(1, 2, mean, gradients[0], 1 / 32, relative, AUDIT, sparse=False)
+    assert result is not None
+    assert result.passed
+
+
+def test_sizes_are_relative_to_the_mean_by_samples() -> None:
+    """By hand; of nothing but zeros none is usual."""
+    large = Record(number=0, pages=(0,), samples=1, loss=1.0, gradient=(3.0, 4.0))
+    small = Record(number=1, pages=(1,), samples=4, loss=1.0, gradient=(0.0, 1.0))
+    assert relative_size(large, [large, small]) == pytest.approx(5 / (9 / 5))
+    assert relative_size(small, [large, small]) == pytest.approx(1 / (9 / 5))
+    nothing = small.model_copy(update={"gradient": (0.0, 0.0)})
+    assert relative_size(nothing, [nothing]) == 0.0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distributed_training.averaging.plan import plan_from
 from distributed_training.data.loader import Loader
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -266,3 +267,37 @@ async def test_all_members_hear_the_hashes_before_the_round_ends(tmp_path: Path)
         seen = await round_of(net)
         assert seen.outcome.records.keys() == {1, 2}
         assert len(set(seen.outcome.records.values())) == 2
+
+
+async def test_what_a_cheat_sends_to_miners_only_shows_in_the_average(tmp_path: Path) -> None:
+    """Nobody is convicted, as nobody can be; but it is told, with whose share it is in."""
+    ranges: dict[int, tuple[int, int]] = {}
+
+    def elsewhere(engine: Engine, vector: Vector) -> Vector:
+        changed, (start, stop) = noise(engine, vector), ranges[0]
+        changed[start:stop] = vector[start:stop]
+        return changed
+
+    async with served(tmp_path, 3, engines={1: putting_in(elsewhere)}, model=LARGER) as net:
+        for uid in (1, 2, 3):
+            await net.train(uid, 3)
+        size = net.neurons[0].engine.layout.size
+        plan = plan_from(net.request(), size=size, quorum=0.67, max_weight=1, reduction="mean")
+        ranges.update(plan.ranges())
+        seen = await round_of(net)
+        evidence = {e.uid: e for e in await desk_of(net).examine(net.chain.metagraph, seen)}
+        (told,) = net.neurons[0].told("AverageNotExplained")
+    assert [failed(evidence[uid]) for uid in (1, 2, 3)] == [set()] * 3
+    assert told["reducers"]
+    assert set(told["reducers"]) <= {1, 2, 3}
+    assert 0 < told["coordinates"] < told["of"]
+
+
+async def test_an_honest_average_is_explained(tmp_path: Path) -> None:
+    """To the last coordinate, by rounding alone."""
+    async with served(tmp_path, 3) as net:
+        for uid in (1, 2, 3):
+            await net.train(uid, 3)
+        seen = await round_of(net)
+        await desk_of(net).examine(net.chain.metagraph, seen)
+        assert net.neurons[0].told("AverageNotExplained") == []
