@@ -332,7 +332,8 @@ def _sightings(meeting: _Meeting, exchange: _Exchange, uid: int) -> Sightings | 
     others = {sender: part for sender, part in exchange.received[uid].items() if sender != uid}
     for sender, part in others.items():
         witness.see(sender, 0, np.ascontiguousarray(part, dtype=np.float32))
-    return witness.sightings()
+    assert exchange.average is not None, "only a round that is done is told of"
+    return witness.sightings(exchange.average, meeting.ranges)
 
 
 def _outcome(

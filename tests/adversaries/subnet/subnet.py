@@ -28,7 +28,7 @@ from tests.adversaries.subnet import virtual
 from tests.adversaries.subnet.chain import OWNER, STAKE, Chain, Paid
 from tests.adversaries.subnet.corpus import PAGE, loader_of
 from tests.adversaries.subnet.hall import Hall
-from tests.adversaries.subnet.model import NOISE, small_models
+from tests.adversaries.subnet.model import small_models
 from tests.adversaries.subnet.neurons import Gauge, Shelf, World, key_of, miner_of, open_parts, validator_of
 from tests.adversaries.subnet.wire import Wire
 
@@ -43,7 +43,6 @@ RATE = 2e6  # bytes a second and stream: twice the run's reference
 POLL_SECONDS = 2.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
 PENALTY_EPOCHS = 100  # not nano's 10: see docs/incentives.md
-MARGIN = 20  # between the disagreement of two honest machines and what is held against one
 KINDS: frozenset[type[Event]] = frozenset({Audited, AuditNotPossible, EpochScored, Excluded, RoundLed})
 
 
@@ -129,11 +128,7 @@ def spec_of(scenario: Scenario) -> RunSpec:
             "fallback_blocks": 0,
         },
         "averaging": {"reduction": "clip", "max_weight": MICRO_BATCHES * SAMPLES * scenario.fine},
-        "audit": {
-            "coordinates": 32,
-            "loss_tolerance": MARGIN * NOISE.loss,
-            "gradient_tolerance": MARGIN * NOISE.gradient,
-        },
+        "audit": {"coordinates": 32},
         "scoring": {"penalty_epochs": PENALTY_EPOCHS},
     }
     for section, changes in scenario.changes.items():
