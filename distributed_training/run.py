@@ -8,6 +8,7 @@ the remedy. Load with `load_run("runs/nano.toml")`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import tomllib
@@ -291,7 +292,7 @@ class RunSpec:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
         _require(bool(ok) and len(self.name) <= 64, "name must be 1-64 of a-z, 0-9 and '-'")
 
-    @property
+    @functools.cached_property  # asked for with every request
     def run_id(self) -> str:
         """Name and the first 12 hex digits of sha256 over the canonical JSON of the spec."""
         canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
