@@ -2,8 +2,8 @@
 
 Sixteen miners train an epoch each with the real engine, one after another. Then a validator examines the epoch as often
 as told, with new draws each time: it draws with the run's budget, or the default one, recomputes with its own model,
-compares, and checks every miner's contribution and the hash of its records. Both are timed in the same process, on one
-thread; the ratio is what counts.
+compares, and checks every miner's contribution and the hash of its records. Between two examinations a miner trains one
+micro-batch, so that both are timed in turns, in one process on one thread; the ratio is what counts.
 
     python -m benchmarks.audit [--run runs/nano.toml] [--miners 16] [--batches 16 64] [--epochs 200]
         [--output benchmarks/results/audit.md]
@@ -58,34 +58,37 @@ class Cost:
         return self.validator_seconds / self.miner_seconds
 
 
-def work_of(spec: RunSpec, loader: Loader, miners: int, batches: int) -> tuple[list[Contribution], float]:
-    """The contributions of an epoch, and the seconds of processor time that a miner took on average."""
-    contributions, seconds = [], 0.0
+def work_of(spec: RunSpec, loader: Loader, miners: int, batches: int) -> list[Contribution]:
+    """The contributions of an epoch."""
+    contributions = []
     engine = Engine(spec, loader.tokenizer.vocab_size)
     start = engine.snapshot()
     for uid in range(miners):
         engine.restore(start)
-        assigned = [loader.micro_batch(0, uid, number) for number in range(batches)]
-        began = time.process_time()
-        for batch in assigned:
-            engine.train(batch)
-        seconds += time.process_time() - began
+        for number in range(batches):
+            engine.train(loader.micro_batch(0, uid, number))
         contributions.append(engine.contribution())
-    return contributions, seconds / miners
+    return contributions
 
 
 def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batches: int, epochs: int) -> Cost:
     """Examine the same epoch again and again, with other draws."""
-    contributions, miner_seconds = work_of(spec, loader, miners, batches)
+    contributions = work_of(spec, loader, miners, batches)
+    miner = Engine(spec, loader.tokenizer.vocab_size)
+    fresh = miner.snapshot()
     auditor = Auditor(spec, loader.tokenizer.vocab_size)
-    params = Engine(spec, loader.tokenizer.vocab_size).state.params
+    params = miner.state.params
     layout, rng = auditor.layout, random.Random(0)
     known = coordinates(spec.run_id, 0, layout, audit.coordinates)
     hashes = [records_hash(c.records) for c in contributions]
     stop = int(layout.size * SHARE)
-    checking = recomputing = 0.0
+    training = checking = recomputing = 0.0
     count = failed = 0
     for epoch in range(epochs):
+        miner.restore(fresh)
+        began = time.process_time()
+        miner.train(loader.micro_batch(0, epoch % miners, epoch % batches))
+        training += time.process_time() - began
         began = time.process_time()
         witness = Witness(Watch(known, DRAWN, epoch), 0, stop, "none")
         for uid, contribution in enumerate(contributions):
@@ -108,11 +111,12 @@ def measure(spec: RunSpec, loader: Loader, audit: AuditSpec, miners: int, batche
                 share = record.samples / contributions[uid].samples
                 relative = relative_size(record, contributions[uid].records)
                 sent_there = seen.by_uid[uid].drawn
-                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, sparse=False)
+                result = judge_work(uid, 0, sent_there, gradient, share, relative, audit, zeros=False)
                 failed += result is not None and not result.passed
                 count += 1
         recomputing += time.process_time() - began
-    return Cost(batches, miner_seconds, (checking + recomputing) / epochs, checking / epochs, count / epochs, failed)
+    seconds = training / epochs * batches
+    return Cost(batches, seconds, (checking + recomputing) / epochs, checking / epochs, count / epochs, failed)
 
 
 def report(spec: RunSpec, audit: AuditSpec, miners: int, epochs: int, costs: list[Cost]) -> str:

@@ -229,7 +229,7 @@ class CatchUp:
         if received.own:
             await self._keeper.keep()
         else:
-            await self._keeper.keep_received(received.folder)
+            await self._keeper.keep(received.folder)
 
     def _failed(self, epoch: int, source: str, reason: str) -> None:
         self._telemetry.emit(CatchUpFailed(uid=self._uid, epoch=epoch, source=source, reason=reason))

@@ -35,29 +35,22 @@ class Keeper:
         self._saving = asyncio.Lock()
         self._writing = threading.Lock()  # a save that was cancelled still writes to its end
 
-    async def keep(self) -> None:
+    async def keep(self, received: Path | None = None) -> None:
         """Save; a disk that does not take it is told, and training goes on with the checkpoint before."""
         try:
-            await self.save()
+            await self.save(received)
         except StateError as error:
             self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
 
-    async def keep_received(self, source: Path) -> None:
-        """Keep the state that was adopted from the folder `source`, by moving it; tells what `keep` tells."""
-        try:
-            await self._save(source)
-        except StateError as error:
-            self._telemetry.emit(NotSaved(what="checkpoint", reason=str(error)))
-
-    async def save(self) -> None:
+    async def save(self, received: Path | None = None) -> None:
         """Write state and progress as they are at the next micro-batch boundary.
+
+        Args:
+            received: the folder of a state that was adopted; it is moved instead of written once more.
 
         Raises:
             StateError: the disk does not take it; what was saved before is still there.
         """
-        await self._save(None)
-
-    async def _save(self, received: Path | None) -> None:
         async with self._saving:
             engine, snapshot = await self._worker.run(lambda engine: (engine, engine.snapshot()))
             try:

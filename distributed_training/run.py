@@ -8,6 +8,7 @@ the remedy. Load with `load_run("runs/nano.toml")`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import tomllib
@@ -215,8 +216,8 @@ class AuditSpec:
 
     `coordinates` gradient values a record, spread over all tensors. Of each of at most `miners_per_epoch` miners, drawn
     at random, a validator recomputes on average the `share` of its samples, but of all of them together no more than
-    `overhead` times what one miner does in the epoch (scoring/sampling.py). Comparing and hashing comes on top, a
-    percent of the work at most, so that the default stays below 5 % in all (benchmarks/audit.py).
+    `overhead` times what one miner does in the epoch (scoring/sampling.py). Comparing and hashing comes on top; with
+    it the default stays below 5 % in all (benchmarks/audit.py).
 
     A record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
     agreement that is paid. A contribution agrees with a recomputed record if its signs do by at least `alignment` and
@@ -233,7 +234,7 @@ class AuditSpec:
     alignment: float = 0.1  # these two are lenient: a calibration gives stricter ones
     inflation: float = 10.0
     share: float = 0.02
-    overhead: float = 0.04
+    overhead: float = 0.03
     calibration: str = ""
 
     def __post_init__(self) -> None:
@@ -291,7 +292,7 @@ class RunSpec:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
         _require(bool(ok) and len(self.name) <= 64, "name must be 1-64 of a-z, 0-9 and '-'")
 
-    @property
+    @functools.cached_property  # asked for with every request
     def run_id(self) -> str:
         """Name and the first 12 hex digits of sha256 over the canonical JSON of the spec."""
         canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -47,10 +47,10 @@ async def test_a_received_state_is_moved_into_the_checkpoint(tmp_path: Path) -> 
         assert folder is not None
         received = shutil.copytree(folder, tmp_path / "received")
         number = (received / "model.safetensors").stat().st_ino
-        await neuron.keeper.keep_received(received)  # nobody has adopted it
+        await neuron.keeper.keep(received)  # nobody has adopted it
         assert neuron.keeper.folder(1) is None
         await neuron.worker.run(lambda engine: engine.adopt(source.engine.state))
-        await neuron.keeper.keep_received(received)
+        await neuron.keeper.keep(received)
         kept = neuron.keeper.folder(1)
         assert kept is not None
         assert (kept / "model.safetensors").stat().st_ino == number

@@ -70,12 +70,17 @@ def states_of(outcome: RoundOutcome) -> StateSeconds:
     return StateSeconds(**{state: outcome.seconds.get(RoundState[state.upper()]) for state in STATES})
 
 
+def entered(states: StateSeconds) -> dict[str, float]:
+    """The seconds of the states that the round got to, in their order."""
+    return {state: seconds for state in STATES if (seconds := getattr(states, state)) is not None}
+
+
 def passed(states: StateSeconds, *, completed: bool) -> dict[str, float]:
     """The seconds of the states that the round got through; in the last one of a failed round it ended."""
-    entered = {state: seconds for state in STATES if (seconds := getattr(states, state)) is not None}
-    if not completed and entered:
-        entered.popitem()
-    return entered
+    seconds = entered(states)
+    if not completed and seconds:
+        seconds.popitem()
+    return seconds
 
 
 def missed(states: StateSeconds, given: StateDeadlines) -> str | None:
@@ -83,13 +88,13 @@ def missed(states: StateSeconds, given: StateDeadlines) -> str | None:
 
     COMMIT is counted from the end of the time for EXCHANGE.
     """
-    entered = passed(states, completed=True)
-    if not entered:
+    seconds = entered(states)
+    if not seconds:
         return None
-    last = list(entered)[-1]
-    spent, limit = entered[last], getattr(given, last)
+    last = list(seconds)[-1]
+    spent, limit = seconds[last], getattr(given, last)
     if last == "commit":
-        spent, limit = spent + entered["exchange"], limit + given.exchange
+        spent, limit = spent + seconds["exchange"], limit + given.exchange
     return last if spent >= NEARLY * limit else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -48,13 +48,22 @@ class Hello(Message):
     direct: DirectOffer | None = None
 
 
-class Answer(Message):
-    """Reply to a Hello or a Vote. `ended` comes with why the answering member gave the round up, as in its Vote."""
+class Reasons(Message):
+    """Why a member gave a round up.
 
-    code: Literal["ready", "busy", "ended", "unknown", "stranger", "other plan"]
+    `failures` were seen with certainty, `suspicions` are not; `followed` are those that gave the round up before, and
+    that a member which saw nothing itself gives it up for.
+    """
+
     failures: Failures = ()
     suspicions: Failures = ()
     followed: Uids = ()
+
+
+class Answer(Reasons):
+    """Reply to a Hello or a Vote. The reasons come with `ended`."""
+
+    code: Literal["ready", "busy", "ended", "unknown", "stranger", "other plan"]
     direct: DirectOffer | None = None
 
 
@@ -64,18 +73,17 @@ class Weights(Message):
     weights: Annotated[tuple[tuple[Uid, Weight], ...], Field(max_length=MAX_GROUP)]
 
 
-class Vote(Message):
-    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why.
-
-    `failures` were seen with certainty, `suspicions` are not; `followed` are those that gave the round up before, and
-    that a member which saw nothing itself gives it up for.
-    """
+class Vote(Reasons):
+    """One member's word: the hash of the average it holds and the digest of each share received; or None, and why."""
 
     average_hash: Hash | None
     digests: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)] = ()
-    failures: Failures = ()
-    suspicions: Failures = ()
-    followed: Uids = ()
+
+    @classmethod
+    def giving_up(cls, why: Reasons) -> Self:
+        """The word of a member that gave the round up."""
+        reasons = {name: getattr(why, name) for name in Reasons.model_fields}
+        return cls(average_hash=None, **reasons)
 
 
 async def write_message(stream: Stream, message: Message) -> None:

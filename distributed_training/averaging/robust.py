@@ -16,9 +16,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from distributed_training.averaging.codec import BLOCK, Floats
 from distributed_training.averaging.rule_names import MEAN, parse_rule
+
+Doubles = npt.NDArray[np.float64]
 
 
 class Rule(Protocol):
@@ -84,14 +87,80 @@ class Clip:
         return kept
 
 
+class TrimmedMean:
+    """At each coordinate the `share` largest and the `share` smallest values are left out; the rest is averaged.
+
+    Yin et al. (2018), "Byzantine-robust distributed learning: towards optimal statistical rates". Of n parts
+    ceil(share * n) go at each end, but never all. Those that stay are weighted as in the mean. It bounds each single
+    coordinate, which clipping does not, and costs more: what only few have seen (the row of a rare word) is left out
+    at both ends and lost, and where batches differ the average is of the middle, not of all.
+    """
+
+    def __init__(self, share: float, name: str) -> None:
+        self.name = name
+        self._share = share
+
+    def reduce(self, parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> tuple[float, ...]:
+        """See Rule; what is returned is the part of its coordinates that counted."""
+        n = len(parts)
+        ends = min(math.ceil(self._share * n), (n - 1) // 2)
+        kept = np.zeros(n, dtype=np.int64)
+        by = np.array(_normalised(weights))[:, None]
+        for block in _blocks(out.size):
+            values = np.stack([part[block] for part in parts]).astype(np.float64)
+            order = np.argsort(values, axis=0, kind="stable")  # of equal values the lowest uid first
+            counted = np.zeros(values.shape, dtype=bool)
+            np.put_along_axis(counted, order[ends : n - ends], True, axis=0)
+            kept += counted.sum(axis=1)
+            scales = np.where(counted, by, 0.0)
+            out[block] = (values * scales).sum(axis=0) / scales.sum(axis=0)
+        return tuple(float(count / out.size) for count in kept)
+
+
+class CenteredClip:
+    """Parts are pulled to their middle where they are farther from it than `limit` times the median distance.
+
+    Karimireddy, He, Jaggi (2021), "Learning from history for Byzantine robust optimization", without the history: the
+    middle is at first the median of each coordinate, then what the step before made of it. Clip bounds how long a part
+    is, this how far it is from the others: a part of usual length that points elsewhere is held as well. Parts that lie
+    at the middle have no voice in the median distance, as zeros have none in Clip.
+    """
+
+    STEPS = 3
+
+    def __init__(self, limit: float, name: str) -> None:
+        self.name = name
+        self._limit = limit
+
+    def reduce(self, parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> tuple[float, ...]:
+        """See Rule; what is returned is how much of its distance from the middle each part kept in the last step."""
+        shares = _normalised(weights)
+        middle = _median(parts)
+        kept: tuple[float, ...] = ()
+        for _ in range(self.STEPS):
+            distances = [_distance(part, middle) for part in parts]
+            voices = [distance for distance in distances if distance > 0]
+            longest = self._limit * statistics.median_low(voices) if voices else 0.0
+            kept = tuple(longest / distance if distance > longest else 1.0 for distance in distances)
+            _pull(middle, parts, [share * keep for share, keep in zip(shares, kept, strict=True)])
+        out[:] = middle
+        return kept
+
+
 def rule_named(name: str) -> Rule:
     """The rule of that name, for one round.
 
     Raises:
         AveragingError: there is none; the message lists the known ones.
     """
-    limit = parse_rule(name)
-    return Mean() if limit is None else Clip(limit, name)
+    kind, number = parse_rule(name)
+    if kind == "clip":
+        return Clip(number, name)
+    if kind == "trim":
+        return TrimmedMean(number, name)
+    if kind == "centered":
+        return CenteredClip(number, name)
+    return Mean()
 
 
 def weighted_mean(parts: Sequence[Floats], weights: Sequence[float], out: Floats) -> None:
@@ -129,3 +198,32 @@ def _weighted_sum(parts: Sequence[Floats], scales: Sequence[float], out: Floats)
             for part, factor in zip(parts[1:], factors[1:], strict=True):
                 np.multiply(part[start : start + BLOCK], factor, out=scaled)
                 np.add(block, scaled, out=block)
+
+
+def _blocks(size: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+
+
+def _median(parts: Sequence[Floats]) -> Doubles:
+    """The median of each coordinate [n], in float64, where differences of finite float32 stay finite."""
+    middle = np.empty(parts[0].size, dtype=np.float64)
+    for block in _blocks(middle.size):
+        np.median(np.stack([part[block] for part in parts]).astype(np.float64), axis=0, out=middle[block])
+    return middle
+
+
+def _distance(part: Floats, middle: Doubles) -> float:
+    """The L2 distance of two points [n]."""
+    total = 0.0
+    for block in _blocks(part.size):
+        difference = part[block] - middle[block]
+        total += float(np.dot(difference, difference))
+    return math.sqrt(total)
+
+
+def _pull(middle: Doubles, parts: Sequence[Floats], scales: Sequence[float]) -> None:
+    """middle += sum(scale_i (x_i - middle)), in place."""
+    for block in _blocks(middle.size):
+        here = middle[block].copy()
+        for part, scale in zip(parts, scales, strict=True):
+            middle[block] += scale * (part[block] - here)

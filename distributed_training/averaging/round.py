@@ -206,9 +206,7 @@ class Round:
         self._board.name_the_mute()
         self._followed = self._board.give_up()
         self._suspicions = self._board.suspicions()
-        why = self.why()
-        vote = Vote(average_hash=None, failures=why.failures, suspicions=why.suspicions, followed=why.followed)
-        ballots = self._cast(vote)
+        ballots = self._cast(Vote.giving_up(self.why()))
         now = time.monotonic()
         moving = self._board.state is RoundState.EXCHANGE
         settled = now + self._config.settle_seconds
@@ -355,9 +353,7 @@ class Round:
             if code != "ready":
                 stream.abort()
         if code == "ended":
-            seen, suspected, followed = answer.failures, answer.suspicions, answer.followed
-            why = Vote(average_hash=None, failures=seen, suspicions=suspected, followed=followed)
-            self._board.hear(link.member.uid, why)
+            self._board.hear(link.member.uid, Vote.giving_up(answer))
             return None
         if code == "busy":
             raise AveragingError("the member has no room for our stream now")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed_training.averaging.codec import Codec, Floats, pair_named
-from distributed_training.averaging.codecs.names import TopKName, parse_pair
+from distributed_training.averaging.codecs.names import parse_pair
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import chunk_for
@@ -66,7 +66,7 @@ class Trials:
         self._engines = [Engine(spec, vocab_size, device) for _ in range(MINERS)]
         self._usual = Machine(spec, vocab_size, device)
         self._codecs = pair_named(spec.averaging.codec)
-        self._sparse = isinstance(parse_pair(spec.averaging.codec).parts, TopKName)
+        self._zeros = parse_pair(spec.averaging.codec).makes_zeros
         self._older: dict[int, Vector] = {}
         self._random = np.random.default_rng(0)
 
@@ -151,7 +151,7 @@ class Trials:
     def _compare(self, sent: Floats, gradient: Floats, share: float, relative: float) -> Pair:
         if not gradient.any():
             raise StateError("a gradient without any value in a whole share: the model cannot be calibrated")
-        surplus, _ = alignment(sent, gradient, share, sparse=self._sparse)
+        surplus, _ = alignment(sent, gradient, share, zeros=self._zeros)
         return surplus, inflation(sent, gradient, relative)
 
 

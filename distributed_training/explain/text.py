@@ -144,7 +144,22 @@ def _audits(row: Row, rules: Rules, silences: tuple[str, ...]) -> RenderableType
         differences = (_maybe(audit.loss_difference), _maybe(audit.gradient_difference))
         table.add_row(subject(audit), *differences, f"{audit.agreement:.6g}", plain(str(audit.finding)))
     least = plain(f"an agreement below {rules.audit.threshold:g} fails; the worst audit counts")
-    return Group(counted, *silent, table, least)
+    return Group(counted, *silent, table, least, *_contributed(row, rules))
+
+
+def _contributed(row: Row, rules: Rules) -> Iterator[RenderableType]:
+    """What was put into the average against the records that were recomputed, where there are such comparisons."""
+    checks = [a for a in row.evidence.audits if a.alignment is not None and a.inflation is not None]
+    if not checks:
+        return
+    table = _table(
+        f"contribution's signs agree by (at least {rules.audit.alignment:g})",
+        f"its size (at most {rules.audit.inflation:g})",
+        "finding",
+    )
+    for check in checks:
+        table.add_row(_maybe(check.alignment), _maybe(check.inflation), plain(str(check.finding)))
+    yield table
 
 
 def _transfers(row: Row, rules: Rules) -> RenderableType:

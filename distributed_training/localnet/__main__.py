@@ -35,7 +35,36 @@ LOOK_SECONDS = 1.0
 START_SECONDS = 120.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
 SETTLE_SECONDS = 120.0
-KINDS = ("free-rider", "lazy", "copycat", "nan")
+KINDS = (  # tests/adversaries
+    "free-rider",
+    "lazy",
+    "lazy-tenth",
+    "copycat",
+    "copycat-part",
+    "plagiarist",
+    "off-assignment",
+    "same-page",
+    "stale",
+    "no-backward",
+    "low-precision",
+    "quantised",
+    "replay",
+    "overclaim",
+    "nan",
+    "infinite",
+    "inflation",
+    "sign-flip",
+    "spike",
+    "garbage",
+    "honest-where-seen",
+    "colluding-copies",
+    "withholding",
+    "never-comes",
+    "lying-reducer",
+    "excuses",
+    "silent",
+    "secretive",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -191,6 +191,18 @@ def advance(
     after = ScoreBook(epoch=epoch, entries=tuple(row.after for row in rows))
     shares = weights(after) or {}
     return after, tuple(dataclasses.replace(row, weight=shares.get(row.after.uid, 0.0)) for row in rows)
+
+
+def absent(book: ScoreBook, miners: Collection[int], hotkeys: Sequence[str]) -> tuple[Evidence, ...]:
+    """Evidence of who is remembered, still holds its uid (`hotkeys` by uid), and is not among the `miners` any more.
+
+    Who hides its address is silent, and not forgotten: it would come back without its penalty.
+    """
+    return tuple(
+        Evidence(uid=entry.uid, hotkey=entry.hotkey, standings=(Standing.ABSENT,))
+        for entry in book.entries
+        if entry.uid not in miners and entry.uid < len(hotkeys) and hotkeys[entry.uid] == entry.hotkey
+    )
 
 
 def weights(book: ScoreBook) -> dict[int, float] | None:

@@ -115,7 +115,7 @@ def excess(records: Sequence[Record], sent: Sent) -> tuple[float, float]:
     if any(len(record.gradient) <= columns.max() for record in records):
         return math.inf, math.inf
     samples = np.array([float(record.samples) for record in records])
-    shown = np.array([record.gradient for record in records], dtype=np.float64)[:, columns]  # [K, n]
+    shown = np.array([[record.gradient[column] for column in columns.tolist()] for record in records])  # [K, n]
     with np.errstate(over="ignore", invalid="ignore"):
         share = samples / samples.sum()
         expected, magnitude = share @ shown, share @ np.abs(shown)
@@ -137,18 +137,18 @@ def judge_sum(
     return _result(uid, epoch, finding, difference=shown)
 
 
-def alignment(sent: Values, gradient: Values, share: float, *, sparse: bool) -> tuple[float, int]:
+def alignment(sent: Values, gradient: Values, share: float, *, zeros: bool) -> tuple[float, int]:
     """The surplus of equal over different signs, divided by the root of the record's share of the samples.
 
     Args:
         sent, gradient: [n], what was sent and what was recomputed at the same coordinates.
-        sparse: whether the codec leaves values out; then only those that were sent count.
+        zeros: whether the codec makes zeros of small values; then zeros say nothing, and do not count.
 
     Returns:
         The surplus, 0 where nothing counts, and how many coordinates count.
     """
     counts = gradient != 0
-    if sparse:
+    if zeros:
         counts &= sent != 0
     n = int(np.count_nonzero(counts))
     if not n:
@@ -184,7 +184,7 @@ def judge_work(
     relative: float,
     audit: AuditSpec,
     *,
-    sparse: bool,
+    zeros: bool,
 ) -> AuditResult | None:
     """The third question, for one recomputed record; None if it stays open.
 
@@ -192,12 +192,12 @@ def judge_work(
         sent, gradient: float32 [n], at the validator's own coordinates.
         share: of the miner's samples.
         relative: the record's `relative_size`.
-        sparse: see `alignment`.
+        zeros: see `alignment`.
     """
     if relative < USUAL or not gradient.any():
         return None
     size = inflation(sent, gradient, relative)
-    surplus, n = alignment(sent, gradient, share, sparse=sparse)
+    surplus, n = alignment(sent, gradient, share, zeros=zeros)
     if size > audit.inflation:
         finding = Finding.INFLATED
     elif size < NOTHING * share * relative:  # of the record alone more is left

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from distributed_training.averaging.codecs.names import TopKName, parse_pair
+from distributed_training.averaging.codecs.names import parse_pair
 from distributed_training.averaging.outcome import RoundOutcome
 from distributed_training.averaging.rule_names import MEAN
 from distributed_training.averaging.witness import Sighting, Sightings
@@ -84,7 +84,7 @@ class AuditDesk:
         )
         self._telemetry = telemetry
         self._rng = rng
-        self._sparse = isinstance(parse_pair(spec.averaging.codec).parts, TopKName)
+        self._zeros = parse_pair(spec.averaging.codec).makes_zeros
 
     async def examine(self, metagraph: Metagraph, seen: EpochSeen, *, late: bool = False) -> tuple[Evidence, ...]:
         """The evidence of one epoch, for a random sample of the miners.
@@ -211,7 +211,7 @@ class AuditDesk:
                 share,
                 relative_size(record, records),
                 self._spec.audit,
-                sparse=self._sparse,
+                zeros=self._zeros,
             )
             results += [] if with_it is None else [with_it]
         return [self._told(result) for result in results]

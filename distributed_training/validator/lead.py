@@ -249,7 +249,7 @@ async def _done(calls: Iterable[asyncio.Task[Outcome]], seconds: float | None) -
 
 def _end_of(own: AllReduceResponse, given: Deadlines) -> float:
     """Seconds from the start of a round to the end of the time of the state in which it ended for us."""
-    entered = deadlines.passed(own.states, completed=True)
+    entered = deadlines.entered(own.states)
     return sum(getattr(given, state) for state in entered) if entered else _longest(given)
 
 

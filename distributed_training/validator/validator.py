@@ -18,7 +18,7 @@ from distributed_training.model.state import State
 from distributed_training.node import ChainView, EndedRound, Node
 from distributed_training.peers import Census, validators_of
 from distributed_training.run import RunSpec
-from distributed_training.scoring.combine import Rules, advance
+from distributed_training.scoring.combine import Rules, absent, advance
 from distributed_training.scoring.explain import score_epoch
 from distributed_training.scoring.participation import Fault, RoundSeen
 from distributed_training.scoring.report import Report
@@ -283,8 +283,10 @@ class Validator:
             return
         self._tell_missed(before.epoch, seen.epoch)
         late = self._node.status().epoch > seen.epoch + ASKED_IN_TIME
-        evidence = await self._desk.examine(metagraph, seen, late=late)
-        miners = {uid: metagraph.hotkeys[uid] for uid in self._desk.miners(metagraph, seen)}
+        uids = self._desk.miners(metagraph, seen)
+        gone = absent(before, uids, metagraph.hotkeys)
+        evidence = (*await self._desk.examine(metagraph, seen, late=late), *gone)
+        miners = {uid: metagraph.hotkeys[uid] for uid in (*uids, *(item.uid for item in gone))}
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)
         event = score_epoch(before, after, rows, self._rules)

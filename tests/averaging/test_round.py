@@ -201,7 +201,7 @@ async def test_who_gives_up_because_another_did_is_not_named(monkeypatch: pytest
             plan = make_plan(group.members(), 4000)
             values = contributions(plan)
             assert values[3] is not None
-            values[3][0] = np.nan
+            values[3][plan.ranges()[0][0]] = np.nan
             results = await group.run(plan, values)
             results.pop(3)
             require_abort(results, 3)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from distributed_training.explain import __main__ as explain
 from distributed_training.explain.__main__ import main
 from distributed_training.explain.account import account, replay_log
 from distributed_training.explain.log import read_log
+from distributed_training.explain.text import show
 from distributed_training.scoring.combine import Outcome
 from distributed_training.scoring.participation import Standing
 from template.errors import ConfigurationError, StateError
@@ -206,3 +210,15 @@ def test_bad_questions_are_status_2(argv: list[str], message: str, capsys: pytes
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_compared_contribution_is_shown_with_its_limits() -> None:
+    """How far its signs agree with the recomputed record, and its size, beside what is asked."""
+    found = account(read_log(REAL), HONEST, 3)
+    audit = dataclasses.replace(found.row.evidence.audits[0], number=None, alignment=0.625, inflation=1.25)
+    evidence = dataclasses.replace(found.row.evidence, audits=(audit,))
+    with Console(width=200, record=True, file=io.StringIO()) as console:
+        show(console, dataclasses.replace(found, row=dataclasses.replace(found.row, evidence=evidence)))
+    words = console.export_text()
+    assert f"at least {found.rules.audit.alignment:g}" in words
+    assert re.search(r"0\.625\s+1\.25\s", words)

@@ -131,9 +131,9 @@ def test_work_that_was_done_is_found_in_the_contribution(count: int, common: flo
     """Also where gradients have nothing in common: then by 2/pi asin(sqrt(w)), as the closed form says."""
     gradients, mean = work(count, count, common)
     for gradient in gradients[:4]:
-        surplus, n = alignment(mean, gradient, 1 / count, sparse=False)
+        surplus, n = alignment(mean, gradient, 1 / count, zeros=False)
         assert n == gradient.size
-        result = judge_work(1, 2, mean, gradient, 1 / count, 1.0, AUDIT, sparse=False)
+        result = judge_work(1, 2, mean, gradient, 1 / count, 1.0, AUDIT, zeros=False)
         assert result is not None
         assert result.passed
         if common == 0.0:
@@ -166,7 +166,7 @@ def test_garbage_where_nobody_is_said_to_look_is_seen(cheat: str, finding: Findi
         "a few true values": sparse,
         "inflated": 30 * mean,
     }[cheat].astype(np.float32)
-    result = judge_work(1, 2, vector, gradients[0], 1 / 16, 1.0, AUDIT, sparse=False)
+    result = judge_work(1, 2, vector, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False)
     assert result is not None
     assert (result.passed, result.finding) == (False, finding)
 
@@ -175,8 +175,8 @@ def test_too_few_coordinates_decide_nothing() -> None:
     """What chance alone can do convicts nobody."""
     gradients, mean = work(5, 16, 0.0, size=200)
     assert not decisive(200, 1 / 16, AUDIT.alignment)
-    assert judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, sparse=False) is None
-    assert judge_work(1, 2, mean, 0 * gradients[0], 1 / 16, 1.0, AUDIT, sparse=False) is None
+    assert judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False) is None
+    assert judge_work(1, 2, mean, 0 * gradients[0], 1 / 16, 1.0, AUDIT, zeros=False) is None
 
 
 def test_chance_reaches_the_limit_once_in_ten_thousand_times_at_most() -> None:
@@ -200,7 +200,7 @@ def test_a_page_that_the_model_knows_by_heart_convicts_nobody() -> None:
     ]
     relative = relative_size(records[0], records)
     assert relative < 0.01
-    assert judge_work(1, 2, mean, small, 1 / 16, relative, AUDIT, sparse=False) is None
+    assert judge_work(1, 2, mean, small, 1 / 16, relative, AUDIT, zeros=False) is None
 
 
 def test_a_page_that_is_all_new_convicts_nobody() -> None:
@@ -214,7 +214,7 @@ def test_a_page_that_is_all_new_convicts_nobody() -> None:
     ]
     relative = relative_size(records[0], records)
     assert relative > 20
-    result = judge_work(1, 2, mean, gradients[0], 1 / 32, relative, AUDIT, sparse=False)
+    result = judge_work(1, 2, mean, gradients[0], 1 / 32, relative, AUDIT, zeros=False)
     assert result is not None
     assert result.passed
 

@@ -17,6 +17,7 @@ from distributed_training.scoring.combine import (
     Evidence,
     Outcome,
     ScoreBook,
+    absent,
     advance,
     epochs_to_fair_share,
     score_miner,
@@ -194,6 +195,25 @@ def test_a_penalty_is_not_escaped_at_a_profit() -> None:
     anew = math.fsum(history(work))
     honest = math.fsum(history(work, entry(history(work)[-1])))
     assert anew < honest - (1 - ALPHA) / ALPHA * 100 * 0.95
+
+
+def test_hiding_is_being_silent() -> None:
+    """Who takes its address off the chain keeps its penalty, and loses its average like one who does not answer."""
+    caught, good = evidence(0, audits=(FAILED,)), evidence(1)
+    names = hotkeys([caught, good])
+    book, _ = advance(ScoreBook(), 0, names, [caught, good], RULES)
+    gone = absent(book, frozenset(), ["hot0", "hot1"])
+    book, rows = advance(book, 1, names, gone, RULES)
+    assert [row.outcome for row in rows] == [Outcome.PENALTY, Outcome.SCORED]
+    assert book.unpaid(1) == {"hot0"}
+    assert book.entries[1].ema == pytest.approx(0.8 * 20)
+
+
+@pytest.mark.parametrize("now", [["other", "hot1"], []])
+def test_who_lost_its_uid_is_forgotten(now: list[str]) -> None:
+    """It is nobody to this validator then; and who is among the miners is not absent."""
+    book = ScoreBook(epoch=0, entries=(entry(5.0), Entry(uid=1, hotkey="hot1", ema=5.0)))
+    assert absent(book, {1}, now) == ()
 
 
 # --- one machine, many uids

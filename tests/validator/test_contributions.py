@@ -195,7 +195,10 @@ async def test_a_validator_that_reduces_nothing_concludes_nothing(tmp_path: Path
         evidence = {e.uid: e for e in await desk_of(net).examine(net.chain.metagraph, blind)}
     for uid in (1, 2):
         assert failed(evidence[uid]) == set()
-        assert [a.number for a in evidence[uid].audits] == [None, 0, 1, 2]
+        whole, *single = [a.number for a in evidence[uid].audits]
+        assert whole is None
+        assert single, "records are drawn one by one, the smaller the seldomer; not all need be"
+        assert set(single) <= {0, 1, 2}
         assert evidence[uid].unobserved == ""
 
 

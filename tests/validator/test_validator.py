@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.outcome import RoundResult
+from distributed_training.averaging.plan import plan_from
 from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -20,6 +22,7 @@ from distributed_training.hub.retention import Retention
 from distributed_training.node import EndedRound
 from distributed_training.protocol import Deadlines, Failure
 from distributed_training.schedule import Exclusion
+from distributed_training.scoring.combine import Entry, ScoreBook
 from distributed_training.silence import FRESH_SECONDS
 from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
@@ -231,12 +234,15 @@ async def test_one_leader_makes_so_many_attempts_a_turn(tmp_path: Path) -> None:
 
 
 class NotFinite(Engine):
-    """Puts infinity into the average, unseen by its own check."""
+    """Puts infinity into the shares of some of the others, unseen by its own check."""
+
+    places: ClassVar[tuple[tuple[int, int], ...]] = ((0, 1),)
 
     def contribution(self) -> Contribution:
         honest = super().contribution()
         vector = honest.vector.copy()
-        vector[: 3 * vector.size // 5] = np.inf  # what uids 0, 1 and 2 reduce in a group of five
+        for start, stop in self.places:
+            vector[start:stop] = np.inf
         return Contribution(vector, honest.samples, honest.records)
 
 
@@ -248,6 +254,9 @@ async def test_who_spoils_a_round_is_excluded_and_not_excused(tmp_path: Path, mo
         validator = await attached(net)
         for uid in (1, 2, 3, 4):
             await net.train(uid, 4)
+        size = net.neurons[0].engine.layout.size
+        ranges = plan_from(net.request(), size=size, quorum=0.67, max_weight=1, reduction="mean").ranges()
+        monkeypatch.setattr(NotFinite, "places", tuple(ranges[uid] for uid in (0, 1, 2)))
         net.neurons[3].engine.__class__ = NotFinite
         await validator._tick()
         assert led(net) == [(0, False), (1, True)]
@@ -333,25 +342,45 @@ async def test_an_epoch_is_scored_once(tmp_path: Path) -> None:
         assert "what was scored stays scored" in net.neurons[0].told("AuditNotPossible")[0]["reason"]
 
 
-async def test_epochs_that_it_missed_are_its_own(tmp_path: Path) -> None:
-    """They are told as not scored, with the reason, and change nobody's average."""
-    async with subnet(tmp_path, miners=1, attached=False) as net:
-        validator = await attached(net, ManualClock())
+def remember(validator: Validator, net: Subnet, epoch: int) -> None:
+    """As if all miners had earned 50 up to that epoch."""
+    miners = [neuron for uid, neuron in net.neurons.items() if uid]
+    entries = tuple(Entry(uid=neuron.uid, hotkey=neuron.axon.hotkey, ema=50.0) for neuron in miners)
+    validator._memory.note(book=ScoreBook(epoch=epoch, entries=entries))
+
+
+async def audit_after(net: Subnet, validator: Validator, epochs: int) -> dict[int, float]:
+    """Let uid 1 end so many epochs, and audit the last of them; the averages by uid after it."""
+    for _ in range(epochs):
         await net.train(1, 4)
         await validator._tick()
-        await validator._audit_epoch(validator._seen.get_nowait())
-        before = validator._memory.now.book
-        for _ in range(3):
-            await net.train(1, 4)
-            await validator._tick()
-        seen = [validator._seen.get_nowait() for _ in range(3)][-1]
-        await validator._audit_epoch(seen)
+    await validator._audit_epoch([validator._seen.get_nowait() for _ in range(epochs)][-1])
+    return {entry.uid: entry.ema for entry in validator._memory.now.book.entries}
+
+
+async def test_epochs_that_it_missed_are_its_own(tmp_path: Path) -> None:
+    """They are told as not scored, with the reason, and lower nobody's average; the one it saw does, by silence."""
+    async with subnet(tmp_path, miners=1, attached=False) as net:
+        validator = await attached(net, ManualClock())
+        remember(validator, net, epoch=0)
+        after = await audit_after(net, validator, epochs=4)
         told = net.neurons[0].told("AuditNotPossible")
         assert [(event["epoch"], "in no round" in event["reason"]) for event in told] == [(1, True), (2, True)]
-        after = validator._memory.now.book
-        assert (before.epoch, after.epoch) == (0, 3)
-        assert after.entries[0].ema == (1 - 0.2) * before.entries[0].ema + 0.2 * _last_score(net)
+        assert after == {1: pytest.approx(50 * (1 - net.spec.scoring.ema))}
 
 
-def _last_score(net: Subnet) -> float:
-    return float(net.neurons[0].told("EpochScored")[-1]["rows"][0]["score"]["score"])
+async def test_who_hides_its_address_is_not_forgotten(tmp_path: Path) -> None:
+    """It is scored as absent for as long as it holds its uid."""
+    async with subnet(tmp_path, miners=2, attached=False) as net:
+        validator = await attached(net, ManualClock())
+        for uid in (1, 2):
+            await net.train(uid, 4)
+        await validator._tick()
+        remember(validator, net, epoch=0)
+        validator._seen.get_nowait()
+        graph = net.chain.metagraph
+        net.chain.metagraph = dataclasses.replace(graph, axons=(*graph.axons[:2], None))
+        after = await audit_after(net, validator, epochs=1)
+        row = net.neurons[0].told("EpochScored")[-1]["rows"][-1]
+        assert (row["evidence"]["uid"], row["evidence"]["standings"]) == (2, ("did not answer",))
+        assert after[2] == pytest.approx(50 * (1 - net.spec.scoring.ema))

@@ -70,6 +70,11 @@ class PairName:
         """Whether parts arrive as they were sent, so that there is no error to feed back."""
         return self.parts.text == "none"
 
+    @property
+    def makes_zeros(self) -> bool:
+        """Whether parts lose their small values: left out, or rounded to zero beside a larger one."""
+        return not isinstance(self.parts, PlainName)
+
 
 def parse_codec(text: str) -> CodecName:
     """The codec that `text` names.
