@@ -19,6 +19,7 @@
     ├── StateError              model and optimiser state
     │   ├── StateMismatch       the state hash is not the expected one
     │   └── CorruptState        the bytes are not a state of this run
+    ├── StrategyError           a training strategy broke off, or did what no strategy may
     ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
     └── HubError                the model hub
         ├── HubUnavailable      retries used up
@@ -115,6 +116,10 @@ class StateMismatch(StateError):
 
 class CorruptState(StateError):
     """The bytes are not a state of this run."""
+
+
+class StrategyError(SubnetError):
+    """A training strategy broke off, or did what no strategy may: messages that do not fit, numbers out of range."""
 
 
 class AveragingError(SubnetError):

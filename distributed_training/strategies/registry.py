@@ -1,20 +1,20 @@
-"""Strategies by the name that a run spec gives them."""
+"""Strategies of the live subnet by the name that a run spec gives them (catalogue.py has those of the arena)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from distributed_training.run import RunSpec
-from distributed_training.strategies.base import Strategy
+from distributed_training.strategies.base import SharedUpdate
 from distributed_training.strategies.gradient_averaging import GradientAveraging
 from template.errors import ConfigurationError
 
-STRATEGIES: Mapping[str, Callable[[RunSpec], Strategy]] = {
+STRATEGIES: Mapping[str, Callable[[RunSpec], SharedUpdate]] = {
     "gradient-averaging": lambda spec: GradientAveraging(spec.optimizer),
 }
 
 
-def find_strategy(spec: RunSpec) -> Strategy:
+def find_strategy(spec: RunSpec) -> SharedUpdate:
     """The strategy of a run.
 
     Raises:

@@ -1,0 +1,102 @@
+"""Every built-in strategy by name, with its inner optimiser and settings: `build("diloco", spec, {"period": 30})`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from distributed_training.run import OptimizerSpec
+from distributed_training.strategies.base import Strategy
+from distributed_training.strategies.data_parallel import DataParallel
+from distributed_training.strategies.demo import DeMo
+from distributed_training.strategies.diloco import DiLoCo
+from distributed_training.strategies.inner import AdamW, Inner
+from distributed_training.strategies.local_sgd import Apart, FedAvg
+from distributed_training.strategies.muon import Muon
+from distributed_training.strategies.sparseloco import SparseLoCo
+from distributed_training.strategies.sparta import Sparta
+from distributed_training.strategies.streaming import StreamingDiLoCo
+from template.errors import ConfigurationError
+
+Value = str | int | float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy: its class, its inner optimiser, and hyper-parameters that differ from the class's defaults."""
+
+    make: Callable[..., Strategy]
+    inner: Callable[[OptimizerSpec], Inner] = AdamW
+    settings: Mapping[str, Value] = field(default_factory=dict)
+
+    def hyperparameters(self) -> dict[str, Value]:
+        """Names and values, as they are without options."""
+        fields = dataclasses.fields(typing.cast("type[typing.Any]", self.make))
+        return {f.name: self.settings.get(f.name, typing.cast(Value, f.default)) for f in fields if f.name != "inner"}
+
+
+CATALOGUE: Mapping[str, Entry] = {
+    "apart": Entry(Apart),
+    "ddp": Entry(DataParallel),
+    "fedavg": Entry(FedAvg),
+    "diloco": Entry(DiLoCo),
+    "diloco-int4": Entry(DiLoCo, settings={"codec": "int4-block64", "feedback": 1.0}),
+    "diloco-int2": Entry(DiLoCo, settings={"codec": "int2-block512", "feedback": 1.0}),
+    "muloco": Entry(DiLoCo, Muon),
+    "muloco-int2": Entry(DiLoCo, Muon, {"codec": "int2-block512", "feedback": 1.0}),
+    "streaming-diloco": Entry(StreamingDiLoCo),
+    "sparseloco": Entry(SparseLoCo),
+    "sparta": Entry(Sparta),
+    "demo": Entry(DeMo),
+}
+
+
+def entry_named(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        ConfigurationError: there is none; the message names those that are.
+    """
+    try:
+        return CATALOGUE[name]
+    except KeyError:
+        raise ConfigurationError(f"unknown strategy '{name}'; known: {', '.join(CATALOGUE)}") from None
+
+
+def build(name: str, optimizer: OptimizerSpec, options: Mapping[str, Value]) -> Strategy:
+    """The strategy `name` with `options` in place of its own hyper-parameters; text is converted.
+
+    Raises:
+        ConfigurationError: an unknown name, hyper-parameter or value, or values that contradict each other.
+    """
+    entry = entry_named(name)
+    settings = entry.hyperparameters()
+    for key, value in options.items():
+        if key not in settings:
+            raise ConfigurationError(_unknown(name, key, settings))
+        settings[key] = _converted(key, value, type(settings[key]))
+    make = functools.partial(entry.make, inner=entry.inner(optimizer))
+    return make(**settings)
+
+
+def _unknown(name: str, key: str, known: Mapping[str, Value]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'none'}"
+    return f"strategy '{name}' has no hyper-parameter '{key}'; {remedy}"
+
+
+def _converted(key: str, value: Value, kind: type) -> Value:
+    if type(value) is kind or (kind is float and type(value) is int):
+        return float(value) if kind is float else value
+    try:
+        if isinstance(value, str):
+            return typing.cast(Value, kind(value))
+    except ValueError:
+        pass  # told below, together with values of another type
+    raise ConfigurationError(
+        f"{key} must be {'a number' if kind is float else f'of type {kind.__name__}'}; found {value!r}"
+    )
