@@ -78,7 +78,7 @@ def test_values_are_those_of_the_file() -> None:
         ("answer_seconds = 5", "answer_seconds = 0", r"averaging\.answer_seconds must be positive"),
         ("least_seconds = 3 ", "least_seconds = 5.5 ", r"averaging\.least_seconds must not exceed connect_seconds"),
         ("deadline_spread = 4", "deadline_spread = 0", r"averaging\.deadline_spread must be positive"),
-        ('reduction = "mean"', 'reduction = "median"', r"averaging\.reduction: unknown .* known: mean, clip"),
+        ('reduction = "clip"', 'reduction = "median"', r"averaging\.reduction: unknown .* known: mean, clip"),
         ("validator_share = 1.0", "validator_share = 1.1", r"averaging\.validator_share must lie in \[0, 1\]"),
         ("coordinates = 64", "coordinates = 1025", r"audit\.coordinates must lie between 1 and 1024"),
         ("threshold = 0.9", "threshold = 0.0", r"audit\.threshold must lie in \(0, 1\]"),

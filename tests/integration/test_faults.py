@@ -53,7 +53,9 @@ def test_killed_neurons_cost_at_most_an_attempt_and_come_back(tmp_path: Path) ->
         subnet.wait_for_epoch(subnet.story.epochs + 2)
         assert agreed(subnet), subnet.state()
         assert not subnet.died(), subnet.state()
-        assert not subnet.story.faults, subnet.state()
+        missed = f"{leader}: epoch "  # it says of each epoch that it was dead in that it could not audit it
+        faults = [f for f in subnet.story.faults if not (f.startswith(missed) and "was in no round" in f)]
+        assert not faults, subnet.state()
 
 
 def _next_leader(subnet: Subnet) -> str:

@@ -42,7 +42,6 @@ BATCH_SECONDS = 1.0
 RATE = 2e6  # bytes a second and stream: twice the run's reference
 POLL_SECONDS = 2.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
-PENALTY_EPOCHS = 100  # not nano's 10: see docs/incentives.md
 KINDS: frozenset[type[Event]] = frozenset({Audited, AuditNotPossible, EpochScored, Excluded, RoundLed})
 
 
@@ -129,7 +128,6 @@ def spec_of(scenario: Scenario) -> RunSpec:
         },
         "averaging": {"reduction": "clip", "max_weight": MICRO_BATCHES * SAMPLES * scenario.fine},
         "audit": {"coordinates": 32},
-        "scoring": {"penalty_epochs": PENALTY_EPOCHS},
     }
     for section, changes in scenario.changes.items():
         sections[section] = {**sections.get(section, {}), **changes}
