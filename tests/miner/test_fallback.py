@@ -147,7 +147,7 @@ async def test_half_of_those_who_made_the_state_cannot_end_it(tmp_path: Path) ->
         await at.net.train(1)
         at.net.chain.block += EPOCH.turn_blocks
         await at.consider(1, seen=(1,))
-        told = at.tries(1)[-1]
+        _, told = at.tries(1)
         assert (told["needed"], told["completed"]) == (3, False)  # 0.67 of three
         assert at.net.neurons[1].engine.epoch == 1
 
