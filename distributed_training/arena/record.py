@@ -23,7 +23,10 @@ VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was run: a strategy by name with all its hyper-parameters, on a model by name."""
+    """What was run: a strategy by name with all its hyper-parameters, on a model by name.
+
+    Of a submission `strategy` is "submission", and its SHA-256 and the kind of sandbox are here.
+    """
 
     strategy: str
     hyperparameters: Mapping[str, Value]
@@ -32,6 +35,8 @@ class Subject:
     tokenizer: str
     flops: float  # a second, that each node is declared to compute
     links: Mapping[str, Link]
+    submission: str | None = None
+    sandbox: str | None = None
 
 
 def slowest(outcome: Outcome, nodes: int) -> Traffic:
