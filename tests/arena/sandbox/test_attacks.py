@@ -120,15 +120,14 @@ def test_it_works_outside(name: str, outside: dict[str, str]) -> None:
     ("source", "reason", "message"),
     [
         ("import os; os._exit(3)", "ended", "ended with status 3"),
-        ("x = 1 / 0", "failed", "ZeroDivisionError"),
         (JUNK, "answer", "no answer"),
     ],
-    ids=["exit", "error", "junk"],
+    ids=["exit", "junk"],
 )
 def test_a_submission_that_does_not_load(
     source: str, reason: str, message: str, corpus: Corpus, backend: Backend
 ) -> None:
-    """Ends, fails, or writes to whatever descriptors it finds: one error that names it."""
+    """Ends, or writes to whatever descriptors it finds: one error that names it."""
     with pytest.raises(SubmissionError) as caught:
         run_submission(source.encode(), SPEC, plan(1, 2), corpus, CPU, backend, LIMITS)
     assert caught.value.reason == reason, caught.value
