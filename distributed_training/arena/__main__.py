@@ -39,6 +39,7 @@ from template.errors import ConfigurationError, SubnetError
 
 USAGE = "usage: python -m distributed_training.arena run --strategy NAME | --submission FILE [...] | strategies\n"
 MEGABIT = 1e6
+READABLE = "a submission can read the standard library, which is the corpus here; to compare strangers' give --text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,8 @@ def run(config: RunConfig, inner: InnerConfig, limits: Limits) -> None:
     console = Console()
     if who.sandbox is not None:
         console.print(f"submission {who.submission}, each node in a sandbox of kind '{who.sandbox}'", soft_wrap=True)
+        if config.text is None:
+            console.print(f"[yellow]{READABLE}", soft_wrap=True)
     with _progress(console) as progress:
         task = progress.add_task(who.name, total=plan.steps, loss=float("nan"))
         outcome = who.simulate(

@@ -202,6 +202,8 @@ def _streams(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes], IO
 def _told(status: int) -> str:
     """A status as a shell has it, or as a Popen has it, in words."""
     number = -status if status < 0 else status - 128
+    if number == signal.SIGKILL:
+        return "was ended by SIGKILL, as when its CPU-seconds are used up or the machine's memory is"
     if number in set(signal.Signals):
         return f"was ended by {signal.Signals(number).name}"
     return f"ended with status {status}"
