@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -119,8 +120,11 @@ BACKENDS: tuple[Backend, ...] = (Bubblewrap(), Docker(), Namespaces())
 
 @contextmanager
 def canary() -> Iterator[str]:
-    """The name of a file of this machine that nobody in a sandbox may see."""
-    with tempfile.NamedTemporaryFile(prefix="sandbox-canary-") as file:
+    """The name of a file of this machine, and of a listening abstract socket, which live in its network: nobody in a
+    sandbox may see either."""
+    with tempfile.NamedTemporaryFile(prefix="sandbox-canary-") as file, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + file.name)
+        listener.listen()
         yield file.name
 
 

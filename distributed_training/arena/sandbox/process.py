@@ -63,7 +63,8 @@ class Process:
         for pipe in (self._requests, self._answers, errors):
             os.set_blocking(pipe, False)
         for pipe in (self._requests, self._answers):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
+            with contextlib.suppress(PermissionError):  # many pipes of one user: these stay as they are
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
     def __enter__(self) -> Process:
         return self
@@ -133,7 +134,10 @@ class Process:
         while True:
             left = deadline - self._clock.monotonic()
             if left <= 0:
-                raise SubmissionError("the submission did not answer in time", reason="late")
+                raise SubmissionError(
+                    "the submission did not answer in time (limits.answer, or limits.wall for all of the run)",
+                    reason="late",
+                )
             poll = select.poll()
             poll.register(pipe, event)
             if self._errors is not None:
