@@ -321,6 +321,15 @@ def test_docker_without_an_engine_cannot_work(tmp_path: Path, monkeypatch: pytes
         find_backend("docker")
 
 
+@pytest.mark.parametrize(
+    ("uid_map", "known"),
+    [("0 0 4294967295\n", True), ("0 1000 1\n", False), ("0 1000 1\n1 100000 65536\n", True), ("5 5 65529\n", False)],
+)
+def test_in_a_namespace_of_one_user_root_is_that_user(uid_map: str, known: bool) -> None:
+    """As a rootless container has it: there nobody else could be mapped."""
+    assert namespaces.nobody_is_known(uid_map) is known
+
+
 def test_namespaces_are_told_what_to_show() -> None:
     """As a plan, and with a lifeline."""
     launch = Namespaces().launch(["python", "x"], SMALL, 4096)
