@@ -74,7 +74,7 @@ def enter_namespaces() -> None:
 
 
 def nobody_is_known(uid_map: str) -> bool:
-    """Whether user 65534 exists here. If not, this is a user namespace itself, and its root is somebody else outside."""
+    """Whether user 65534 exists here. If not, this is a user namespace, and its root is somebody else outside."""
     ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
     return any(first <= NOBODY < first + count for first, _, count in ranges)
 
