@@ -70,6 +70,29 @@ def test_patches_change_no_record(corpus: Corpus, backend: Backend) -> None:
     assert patched.seconds > 0
 
 
+DRAWS = """
+import random
+import numpy
+import torch
+
+def strategy(optimizer):
+    words = "".join({"a", "b", "c", "d", "e", "f", "g", "h"})
+    raise RuntimeError(f"<{words} {random.random()} {numpy.random.rand()} {float(torch.rand(()))}>")
+"""
+
+
+@pytest.mark.integration
+def test_what_is_drawn_is_drawn_again(corpus: Corpus, backend: Backend) -> None:
+    """From global generators, too, and the order of a set; another seed draws something else."""
+    drawn = []
+    for seed in (1, 1, 2):
+        with pytest.raises(SubmissionError) as caught:
+            run_submission(DRAWS.encode(), SPEC, plan(1, 1, seed), corpus, CPU, backend)
+        drawn.append(str(caught.value).partition("<")[2].partition(">")[0])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0].split()) == 4
+
+
 @pytest.mark.integration
 def test_the_command_runs_a_submission(backend: Backend, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It says which sandbox is used, and so does the record; nothing is left of the processes."""
