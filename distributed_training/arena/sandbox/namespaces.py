@@ -116,7 +116,7 @@ def make_root(plan: dict[str, Any]) -> None:
     facts = {name: Path(name).read_bytes() for name in plan["facts"] if Path(name).exists()}
     _mount("none", "/", "", _RECURSIVE | _PRIVATE)
     safe = _NO_SETUID | _NO_DEVICES
-    _mount("tmpfs", ROOT, "tmpfs", safe, "size=1m,nr_inodes=4096,mode=755")
+    _mount("tmpfs", ROOT, "tmpfs", safe, "size=8m,nr_inodes=4096,mode=755")
     scratch = f"size={plan['scratch']},nr_inodes=1024,mode=1777"
     _mount("tmpfs", str(_folder(ROOT + "/tmp")), "tmpfs", safe | _NO_EXEC, scratch)  # first: packages may lie below it
     for source, target in plan["mounts"]:
