@@ -20,6 +20,9 @@
     │   ├── StateMismatch       the state hash is not the expected one
     │   └── CorruptState        the bytes are not a state of this run
     ├── StrategyError           a training strategy broke off, or did what no strategy may
+    ├── ContestError            the contest of strategies
+    │   ├── SubmissionRefused   too large, not Python, or not what was committed; `.reason` is a word
+    │   └── RecordMismatch      a record is damaged, or running it again gives something else
     ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
     └── HubError                the model hub
         ├── HubUnavailable      retries used up
@@ -120,6 +123,22 @@ class CorruptState(StateError):
 
 class StrategyError(SubnetError):
     """A training strategy broke off, or did what no strategy may: messages that do not fit, numbers out of range."""
+
+
+class ContestError(SubnetError):
+    """The contest of strategies."""
+
+
+class SubmissionRefused(ContestError):
+    """A submission that cannot take part. `reason` is a machine-readable word."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RecordMismatch(ContestError):
+    """A record of a run is damaged, or running it again gives something else."""
 
 
 class AveragingError(SubnetError):

@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from distributed_training.arena.corpus import Corpus
-from distributed_training.arena.ledger import Traffic
+from distributed_training.arena.ledger import Ledger, Traffic
 from distributed_training.arena.links import Link, simulated_seconds
 from distributed_training.arena.simulator import Outcome, Plan
 from distributed_training.run import OptimizerSpec
 from distributed_training.strategies.catalogue import Value
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was run: a strategy by name with all its hyper-parameters, on a model by name."""
+    """What was run, on a model by name: a built-in strategy with all its hyper-parameters and its inner optimiser, or a
+    submission, of which `strategy` is the name and `source` the sha256.
+    """
 
     strategy: str
     hyperparameters: Mapping[str, Value]
-    optimizer: OptimizerSpec
+    optimizer: OptimizerSpec | None
     model: str
     tokenizer: str
     flops: float  # a second, that each node is declared to compute
     links: Mapping[str, Link]
+    source: str | None = None
 
 
 def slowest(outcome: Outcome, nodes: int) -> Traffic:
@@ -61,21 +66,38 @@ def record(subject: Subject, plan: Plan, corpus: Corpus, outcome: Outcome, devic
         "parameters": parameters,
         "loss": outcome.curve[-1].loss,
         "curve": [_point(point, clocks) for point in map(dataclasses.asdict, outcome.curve)],
-        "training": outcome.training,
+        "training": list(outcome.training),
         "traffic": dataclasses.asdict(traffic),
+        "nodes": [dataclasses.asdict(outcome.ledger.traffic(node)) for node in range(plan.nodes)],
         "operations": {name: dataclasses.asdict(part) for name, part in outcome.ledger.by_operation(0).items()},
+        "ledger_sha256": ledger_hash(outcome.ledger),
         "sent_per_parameter_and_step": traffic.sent / parameters / plan.steps,
         "step_flops": outcome.step_flops,
         "seconds": {name: clock[-1] for name, clock in clocks.items()},
         "params_sha256": hashlib.sha256(outcome.params.cpu().numpy().tobytes()).hexdigest(),
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "wall_seconds": outcome.seconds,
-        },
+        "machine": {**environment(device), "wall_seconds": outcome.seconds},
     }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the bits of a run may depend on besides the record's other fields."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def ledger_hash(ledger: Ledger) -> str:
+    """sha256 over all entries, one JSON line each, 64 hex digits."""
+    digest = hashlib.sha256()
+    for entry in ledger.entries:
+        line = {**dataclasses.asdict(entry), "combine": entry.combine.value}
+        digest.update(json.dumps(line, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _point(point: dict[str, Any], clocks: Mapping[str, tuple[float, ...]]) -> dict[str, Any]:
