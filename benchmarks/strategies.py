@@ -61,8 +61,97 @@ class Case:
         return f"{self.name} at {self.learning_rate:g}"
 
 
-CASES: Sequence[Case] = ()
-SWEEPS: Mapping[str, Sequence[Case]] = {}
+CASES = (
+    Case("ddp", 0.008),
+    Case("apart", 0.002),
+    Case("fedavg", 0.008),
+    Case("diloco", 0.004),
+    Case("diloco-int4", 0.004),
+    Case("diloco-int2", 0.004),
+    Case("muloco", 0.016),
+    Case("muloco-int2", 0.016),
+    Case("streaming-diloco", 0.004),
+    Case("sparseloco", 0.004),
+    Case("sparta", 0.004),
+    Case("demo", 0.004),
+)
+
+
+def tried(strategy: str, *settings: tuple[float, Mapping[str, Value]]) -> tuple[Case, ...]:
+    """Cases of one strategy: learning rate, and what was set."""
+    return tuple(Case(strategy, rate, options) for rate, options in settings)
+
+
+def outer(rate: float, momentum: float, **more: Value) -> dict[str, Value]:
+    """An outer optimiser."""
+    return {"outer_learning_rate": rate, "outer_momentum": momentum, **more}
+
+
+SWEEPS: Mapping[str, Sequence[Case]] = {
+    "ddp": tried("ddp", *((rate, {}) for rate in (0.002, 0.004, 0.008, 0.016))),
+    "apart": tried("apart", *((rate, {}) for rate in (0.002, 0.004, 0.008))),
+    "fedavg": tried("fedavg", (0.008, {"period": 1}), (0.004, {"period": 15})),
+    "diloco": tried(
+        "diloco",
+        (0.004, outer(0.7, 0.9)),
+        (0.008, outer(0.7, 0.9)),
+        (0.004, outer(0.4, 0.9)),
+        (0.004, outer(0.4, 0.7)),
+        (0.002, outer(0.7, 0.5)),
+        (0.004, outer(0.7, 0.5)),
+        (0.006, outer(0.7, 0.5)),
+        (0.008, outer(0.7, 0.5)),
+        (0.002, outer(1.0, 0.5)),
+        (0.004, outer(1.0, 0.5)),
+        (0.004, outer(1.0, 0.3)),
+        (0.004, outer(1.0, 0.0)),
+        (0.008, outer(1.0, 0.0)),
+    ),
+    "diloco, 4 and 2 bits": (
+        *tried("diloco-int4", (0.004, outer(0.7, 0.5))),
+        *tried("diloco-int2", (0.004, outer(0.7, 0.5))),
+    ),
+    "muloco": tried(
+        "muloco",
+        (0.004, outer(0.7, 0.9)),
+        (0.008, outer(0.7, 0.9)),
+        (0.016, outer(0.7, 0.9)),
+        (0.008, outer(0.7, 0.5)),
+        (0.016, outer(0.7, 0.5)),
+        (0.03, outer(0.7, 0.5)),
+        (0.008, outer(1.0, 0.0)),
+    ),
+    "streaming-diloco": tried(
+        "streaming-diloco",
+        (0.004, outer(0.7, 0.9)),
+        (0.006, outer(0.7, 0.9)),
+        (0.004, outer(0.7, 0.5)),
+        (0.004, outer(1.0, 0.5, mixing=0.0)),
+        (0.004, outer(0.4, 0.9, mixing=0.0)),
+    ),
+    "sparseloco": tried(
+        "sparseloco",
+        (0.004, {"outer_learning_rate": 1.0}),
+        (0.008, {"outer_learning_rate": 1.0}),
+        (0.004, {"outer_learning_rate": 1.5}),
+        (0.004, {"outer_learning_rate": 2.0}),
+        (0.006, {"outer_learning_rate": 2.0}),
+        (0.004, {"outer_learning_rate": 3.0}),
+        (0.004, {"outer_learning_rate": 2.0, "feedback": 1.0}),
+    ),
+    "sparta": tried("sparta", *((rate, {}) for rate in (0.002, 0.004, 0.006))),
+    "demo": tried(
+        "demo",
+        (0.001, {"decay": 0.999}),
+        (0.003, {"decay": 0.99}),
+        (0.003, {"decay": 0.97}),
+        (0.001, {"decay": 0.95}),
+        (0.002, {"decay": 0.95}),
+        (0.004, {"decay": 0.95}),
+        (0.006, {"decay": 0.95}),
+        (0.004, {"decay": 0.9}),
+    ),
+}
 
 
 def train(case: Case, seed: int, corpus: Corpus) -> dict[str, object]:

@@ -26,12 +26,12 @@ VERSION = 2
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What was run, on a model by name: a built-in strategy with all its hyper-parameters and its inner optimiser, or a
-    submission, of which `strategy` is the name and `source` the sha256.
+    submission, of which `strategy` is the name, `source` the sha256, and `optimizer` what it was offered.
     """
 
     strategy: str
     hyperparameters: Mapping[str, Value]
-    optimizer: OptimizerSpec | None
+    optimizer: OptimizerSpec
     model: str
     tokenizer: str
     flops: float  # a second, that each node is declared to compute

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,17 +159,3 @@ def _task(record: Mapping[str, Any]) -> str:
     plan = {name: value for name, value in record["plan"].items() if name != "seed"}
     subject = {name: record["subject"][name] for name in ("model", "tokenizer", "flops", "links")}
     return json.dumps([plan, subject, record["corpus"]], sort_keys=True)
-
-
-def by_name(trials: Sequence[Trial]) -> dict[str, dict[int, Trial]]:
-    """Trials by seed of each entry.
-
-    Raises:
-        RecordMismatch: an entry has two different ones of a seed.
-    """
-    found: dict[str, dict[int, Trial]] = {}
-    for trial in trials:
-        seeds = found.setdefault(trial.name, {})
-        if seeds.setdefault(trial.seed, trial) != trial:
-            raise RecordMismatch(f"two different records of '{trial.name}' with seed {trial.seed}")
-    return found

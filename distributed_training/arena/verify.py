@@ -22,7 +22,7 @@ from distributed_training.run import OptimizerSpec, from_table
 from distributed_training.strategies.catalogue import build
 from template.errors import ConfigurationError, RecordMismatch
 
-Runner = Callable[[bytes, Plan, Corpus], Outcome]
+Runner = Callable[[bytes, OptimizerSpec, Plan, Corpus], Outcome]
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,10 @@ def subject_of(found: Mapping[str, Any]) -> Subject:
     """The subject of a record; raises RecordMismatch if it has none."""
     try:
         subject = dict(found["subject"])
-        optimizer = subject["optimizer"]
         return Subject(
             **{
                 **subject,
-                "optimizer": None if optimizer is None else from_table(OptimizerSpec, optimizer),
+                "optimizer": from_table(OptimizerSpec, subject["optimizer"]),
                 "links": {name: Link(**link) for name, link in subject["links"].items()},
             }
         )
@@ -76,15 +75,13 @@ def verify(found: Mapping[str, Any], corpus: Corpus, source: bytes | None, runne
     plan, subject = plan_of(found), subject_of(found)
     if found["corpus"] != corpus.fingerprint:
         raise RecordMismatch(
-            f"the text here has the fingerprint {corpus.fingerprint}, the record's has {found['corpus']}: give --text, or "
+            f"the text here has the fingerprint {corpus.fingerprint}, the record's {found['corpus']}: give --text, or "
             "run the Python version whose standard library it was"
         )
     device = torch.device("cpu")
     if source is not None:
-        outcome = runner(source, plan, corpus)
+        outcome = runner(source, subject.optimizer, plan, corpus)
     else:
-        if subject.optimizer is None:
-            raise RecordMismatch("the record is of a submission: give its source")
         outcome = simulate(build(subject.strategy, subject.optimizer, subject.hyperparameters), plan, corpus, device)
     again = _plain(record(subject, plan, corpus, outcome, device))
     then = _plain(found)

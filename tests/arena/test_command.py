@@ -34,7 +34,7 @@ def test_a_run_leaves_a_record(text: Path, tmp_path: Path, capsys: pytest.Captur
     """With curve, bytes, times at both links, seeds and a hash; the table says the same."""
     found = run(text, tmp_path / "record.json")
     parameters = found["parameters"]
-    assert found["version"] == 1
+    assert found["version"] == 2
     assert found["subject"]["hyperparameters"]["period"] == 2
     assert found["traffic"] == {"sent": 8 * parameters, "received": 8 * parameters, "peak": 8 * parameters}
     assert found["operations"]["outer-gradient"] == found["traffic"]

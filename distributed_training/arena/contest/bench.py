@@ -17,7 +17,7 @@ import torch
 
 from distributed_training.arena.contest.spec import ContestSpec
 from distributed_training.arena.contest.submission import source_id
-from distributed_training.arena.corpus import Corpus, read_corpus
+from distributed_training.arena.corpus import PAGE, Corpus, read_corpus
 from distributed_training.arena.files import replace_json
 from distributed_training.arena.record import Subject, record
 from distributed_training.arena.simulator import Outcome, Plan, simulate
@@ -28,7 +28,7 @@ from template.errors import ConfigurationError, RecordMismatch
 
 CPU = torch.device("cpu")  # the same bits for every validator
 
-Runner = Callable[[bytes, Plan, Corpus], Outcome]
+Runner = Callable[[bytes, OptimizerSpec, Plan, Corpus], Outcome]
 """Runs a stranger's source; StrategyError says that the source is to blame, any other SubnetError that it is not."""
 
 
@@ -53,13 +53,18 @@ class Bench:
         """A submission's trial; raises what the runner does."""
         name = source_id(source)
         subject = dataclasses.replace(self._subject(hotkey), source=name)
-        return self._trial(name, subject, seed, lambda plan: self.runner(source, plan, self.corpus))
+        return self._trial(name, subject, seed, lambda plan: self.runner(source, self._given, plan, self.corpus))
 
     def again(self, source: bytes, seed: int) -> str:
         """The parameter hash of a submission's trial that is run once more, whatever is on disk."""
         plan = self.spec.trial.plan(seed)
-        outcome = self.runner(source, plan, self.corpus)
+        outcome = self.runner(source, self._given, plan, self.corpus)
         return str(record(self._subject(""), plan, self.corpus, outcome, CPU)["params_sha256"])
+
+    @property
+    def _given(self) -> OptimizerSpec:
+        """The inner optimiser that the contest offers to everybody; a submission may take another."""
+        return self.spec.optimizer.spec(self.spec.trial.steps)
 
     def path(self, name: str, seed: int) -> Path:
         """Of a record."""
@@ -70,7 +75,7 @@ class Bench:
         return Subject(
             strategy=name,
             hyperparameters={},
-            optimizer=None,
+            optimizer=self._given,
             model=trial.model,
             tokenizer=trial.tokenizer,
             flops=trial.flops,
@@ -103,7 +108,7 @@ def open_bench(spec: ContestSpec, folder: Path, runner: Runner) -> Bench:
     """
     trial = spec.trial
     text = Path(trial.text).expanduser() if trial.text else None
-    corpus = read_corpus(text, trial.tokenizer, trial.plan(0).size)
+    corpus = read_corpus(text, trial.tokenizer, trial.plan(0).size, PAGE)
     if trial.corpus and corpus.fingerprint != trial.corpus:
         raise ConfigurationError(
             f"the text here has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: trial.text must "

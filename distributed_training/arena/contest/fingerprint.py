@@ -2,10 +2,10 @@
 
 The syntax tree is read in preorder as a row of words: kinds of nodes, and names that come from elsewhere (`torch`,
 `topk`). Names that the source gives itself, numbers, texts, docstrings, annotations and imports are left out. The
-fingerprint is the multiset of eight words in a row, and `similarity` the share of a source's own eights that are in
-another: 1 for a copy, whether it was renamed, re-ordered, tuned or cut down. New code lowers it, dead code, too: what
-only pretends to be new is found by what it does (judgement.py). What all built-in strategies are made of (messages,
-optimisers, error feedback) belongs to nobody and is not counted.
+fingerprint is the multiset of eight words in a row, of each function and each other statement, and `similarity` the
+share of a source's own eights that are in another: 1 for a copy, whether it was renamed, re-ordered, tuned or cut down.
+New code lowers it, dead code, too: what only pretends to be new is found by what it does (judgement.py). What all
+built-in strategies are made of (messages, optimisers, error feedback) belongs to nobody and is not counted.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ def fingerprint(*sources: str) -> Fingerprint:
     found: Fingerprint = Counter()
     for source in sources:
         tree = ast.parse(source)
-        words = list(_words(tree, _own_names(tree)))
-        found.update(_hash(words[i : i + WORDS]) for i in range(len(words) - WORDS + 1))
+        own = _own_names(tree)
+        for unit in _units(tree):
+            words = list(_words(unit, own))
+            found.update(_hash(words[i : i + WORDS]) for i in range(max(1, len(words) - WORDS + 1)) if words)
     return found
 
 
@@ -61,6 +63,15 @@ def shared_fingerprint() -> Fingerprint:
 
 def _source(module: str) -> str:
     return inspect.getsource(importlib.import_module(module))
+
+
+def _units(tree: ast.Module | ast.ClassDef) -> Iterator[ast.AST]:
+    """Functions, methods and the other statements of modules and classes: what may stand in any order."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield from _units(node)
+        else:
+            yield node
 
 
 def _own_names(tree: ast.AST) -> frozenset[str]:

@@ -20,6 +20,7 @@ from distributed_training.arena.contest.judgement import (
     Entry,
     Judgement,
     Known,
+    Standing,
     Status,
     Throne,
     Trials,
@@ -107,6 +108,8 @@ class Referee:
         Raises:
             SubnetError: this machine cannot; what was run already stays on disk.
         """
+        if all(candidate.problem is not None for candidate in candidates):
+            return self._unchallenged(state, candidates)
         references = {name: self._reference(name, seeds) for name in self._bench.spec.references}
         champion = self._champion(state.champion, seeds)
         known = [*self._references(references), *map(self._earlier, state.earlier)]
@@ -120,6 +123,17 @@ class Referee:
                 break
             entries = [wrong if entry.hotkey == wrong.hotkey else entry for entry in entries]
         return Decision(result, _holder(result.throne), self._grown(state.earlier, result))
+
+    def _unchallenged(self, state: ContestState, candidates: Sequence[Candidate]) -> Decision:
+        """Nothing to run: who is champion stays so."""
+        holder = state.champion
+        throne = Throne(name="-", trials={})
+        if holder is not None:
+            throne = Throne(name=holder.hotkey, trials={}, hotkey=holder.hotkey, source=holder.source)
+        refused = (
+            Standing(hotkey=c.hotkey, source="", status=Status.REFUSED, reason=c.problem or "") for c in candidates
+        )
+        return Decision(Judgement(throne, tuple(refused)), holder, state.earlier)
 
     def _reference(self, name: str, seeds: Sequence[int]) -> Trials:
         return {seed: self._bench.reference(name, seed) for seed in seeds}

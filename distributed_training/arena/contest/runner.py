@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from distributed_training.arena.corpus import Corpus
 from distributed_training.arena.simulator import Outcome, Plan
+from distributed_training.run import OptimizerSpec
 from template.errors import ConfigurationError
 
 
-def run_sandboxed(source: bytes, plan: Plan, corpus: Corpus) -> Outcome:
+def run_sandboxed(source: bytes, optimizer: OptimizerSpec, plan: Plan, corpus: Corpus) -> Outcome:
     """One trial of a submission on the CPU.
 
     Raises:
