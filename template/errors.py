@@ -20,9 +20,11 @@
     │   ├── StateMismatch       the state hash is not the expected one
     │   └── CorruptState        the bytes are not a state of this run
     ├── StrategyError           a training strategy broke off, or did what no strategy may
+    │   └── SubmissionError     a stranger's strategy did, in its sandbox; `.reason` is what
     ├── ContestError            the contest of strategies
     │   ├── SubmissionRefused   too large, not Python, or not what was committed; `.reason` is a word
     │   └── RecordMismatch      a record is damaged, or running it again gives something else
+    ├── SandboxUnavailable      nothing here can hold a stranger's code; the message names the remedy
     ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
     └── HubError                the model hub
         ├── HubUnavailable      retries used up
@@ -125,6 +127,16 @@ class StrategyError(SubnetError):
     """A training strategy broke off, or did what no strategy may: messages that do not fit, numbers out of range."""
 
 
+class SubmissionError(StrategyError):
+    """A submission was stopped. `reason` is a machine-readable word: `failed` (its code raised an error), `ended` (its
+    process did), `late`, `output` (too much of it), `answer` (not what the schema allows), `source` (not a submission).
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ContestError(SubnetError):
     """The contest of strategies."""
 
@@ -139,6 +151,10 @@ class SubmissionRefused(ContestError):
 
 class RecordMismatch(ContestError):
     """A record of a run is damaged, or running it again gives something else."""
+
+
+class SandboxUnavailable(SubnetError):
+    """Nothing here can hold a stranger's code: it is not run, and that is nobody's fault but this machine's."""
 
 
 class AveragingError(SubnetError):

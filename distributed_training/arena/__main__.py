@@ -32,7 +32,7 @@ from distributed_training.arena.contest.command import (
     reveal,
     submit,
 )
-from distributed_training.arena.contest.runner import run_sandboxed
+from distributed_training.arena.contest.runner import sandboxed
 from distributed_training.arena.contest.spec import links_of
 from distributed_training.arena.corpus import read_corpus
 from distributed_training.arena.inspection import (
@@ -45,6 +45,7 @@ from distributed_training.arena.inspection import (
 )
 from distributed_training.arena.optimizer import InnerConfig
 from distributed_training.arena.record import Subject, record, slowest, times
+from distributed_training.arena.sandbox.limits import Limits
 from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.sizes import BYTES, size_named
 from distributed_training.run import OptimizerSpec
@@ -219,7 +220,7 @@ def _summary(section: type) -> str:
 def _judge(given: Given) -> None:
     telemetry = open_telemetry(given["telemetry"])
     try:
-        asyncio.run(judge(given[""], given["subtensor"], given["wallet"], run_sandboxed, telemetry))
+        asyncio.run(judge(given[""], given["subtensor"], given["wallet"], sandboxed, telemetry))
     finally:
         telemetry.close()
 
@@ -231,7 +232,7 @@ COMMANDS: Mapping[str, tuple[Mapping[str, type], Callable[[Given], None]]] = {
     "run": ({"": RunConfig, "optimizer": InnerConfig}, lambda given: run(given[""], given["optimizer"])),
     "leaderboard": ({"": LeaderboardConfig}, lambda given: show_leaderboard(given[""], Console())),
     "compare": ({"": CompareConfig}, lambda given: show_comparison(given[""], Console())),
-    "verify": ({"": VerifyConfig}, lambda given: verify_records(given[""], run_sandboxed, Console())),
+    "verify": ({"": VerifyConfig}, lambda given: verify_records(given[""], sandboxed(Limits()), Console())),
     "submit": (
         {"": SubmitConfig, **_ON_CHAIN},
         lambda given: asyncio.run(submit(given[""], given["subtensor"], given["wallet"], Console())),

@@ -1,9 +1,10 @@
-"""N nodes in one process, one after another in each step, with one model between them.
+"""N nodes, one after another in each step, with one model between them.
 
 The simulator computes losses and gradients, gives each node its own samples, and moves messages through the ledger; a
-strategy sees its state, its gradient and what comes back. Its code runs in this process and is trusted to keep to that:
-a stranger's does not belong here. Seeds decide on the initial weights, the order of the data, the evaluation set and
-what strategies draw: the same numbers again on the same machine, to the bit.
+strategy sees its state, its gradient and what comes back. `simulate` runs its code in this process and trusts it to
+keep to that; a stranger's belongs in a sandbox (sandbox/submission.py), where the same simulator drives it. Seeds
+decide on the initial weights, the order of the data, the evaluation set and what strategies draw: the same numbers
+again on the same machine, to the bit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from distributed_training.arena.corpus import Corpus
 from distributed_training.arena.ledger import Ledger, exchange
 from distributed_training.arena.model import SharedModel
+from distributed_training.arena.node import Place, SimulatedNode, in_process
 from distributed_training.arena.sizes import Size
-from distributed_training.strategies.base import LocalState, Node, Strategy
+from distributed_training.strategies.base import Node, Strategy
 from distributed_training.strategies.message import Received, mean_of
-from template.errors import ConfigurationError, StrategyError
+from template.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,25 +81,25 @@ def simulate(
         ConfigurationError: model or strategy cannot be built as asked.
         StrategyError: training diverged, or the strategy broke its contract.
     """
-    return Simulator(strategy, plan, corpus, device).run(progress)
+    return Simulator(in_process(strategy), plan, corpus, device).run(progress)
 
 
 class Simulator:
-    """The nodes of one run."""
+    """The nodes of one run, each where `place` puts it."""
 
-    def __init__(self, strategy: Strategy, plan: Plan, corpus: Corpus, device: torch.device) -> None:
-        self._strategy, self._plan, self._corpus, self._device = strategy, plan, corpus, device
+    def __init__(self, place: Place, plan: Plan, corpus: Corpus, device: torch.device) -> None:
+        self._plan, self._corpus, self._device = plan, corpus, device
         self._model = SharedModel(plan.size, plan.seed, device)
         self._evaluation = corpus.evaluation(plan.seed, plan.evaluation_samples, plan.size)
         nodes = (Node(rank, plan.nodes, plan.seed, self._model.layout) for rank in range(plan.nodes))
-        self._states = [strategy.init(self._model.initial, node) for node in nodes]
+        self._nodes = [place(self._model.initial, node) for node in nodes]
         self._due: list[tuple[int, Received]] = []
         self._ledger = Ledger()
 
     @property
-    def states(self) -> Sequence[LocalState]:
-        """The nodes' states by rank."""
-        return tuple(self._states)
+    def nodes(self) -> Sequence[SimulatedNode]:
+        """The nodes by rank."""
+        return tuple(self._nodes)
 
     def run(self, progress: Callable[[int, float], None]) -> Outcome:
         """All steps."""
@@ -119,41 +121,26 @@ class Simulator:
         return sum(losses) / len(losses)
 
     def _compute(self, rank: int, step: int) -> float:
-        state = self._states[rank]
+        node = self._nodes[rank]
         batch = self._corpus.batch(self._plan.seed, step, rank, self._plan.size)
-        loss, gradient = self._model.gradient(state.params, batch)
-        self._states[rank] = _sound(self._strategy.local(state, gradient), step, state)
+        loss, gradient = self._model.gradient(node.params, batch)
+        node.local(gradient)
         return loss
 
     def _communicate(self, step: int) -> None:
-        outgoing = []
-        for rank, state in enumerate(self._states):
-            sent, messages = self._strategy.send(state)
-            self._states[rank] = _sound(sent, step, state)
-            outgoing.append(messages)
-        entries, results = exchange(step, outgoing, self._device)
+        entries, results = exchange(step, [node.send() for node in self._nodes], self._device)
         self._ledger.enter(entries)
         self._due.extend(results)
         arrived = [received for due, received in self._due if due == step]
         self._due = [(due, received) for due, received in self._due if due != step]
         for received in arrived:
-            states = (self._strategy.receive(state, received) for state in self._states)
-            self._states = [_sound(new, step, old) for new, old in zip(states, self._states, strict=True)]
+            for node in self._nodes:
+                node.receive(received)
 
     def _mean(self) -> torch.Tensor:
-        return mean_of([state.params for state in self._states])
+        return mean_of([node.params for node in self._nodes])
 
     def _point(self, step: int) -> Point:
         mean = self._mean()
-        squares = [float((state.params - mean).square().mean()) for state in self._states]
+        squares = [float((node.params - mean).square().mean()) for node in self._nodes]
         return Point(step, self._model.loss(mean, self._evaluation), (sum(squares) / len(squares)) ** 0.5)
-
-
-def _sound(new: LocalState, step: int, old: LocalState) -> LocalState:
-    """`new`, unless it is not a state of this node after `step` steps."""
-    params = new.params
-    if new.node is not old.node or new.step != step:
-        raise StrategyError(f"a state of step {new.step} of node {new.node.rank} where {step} was expected")
-    if params.shape != old.params.shape or params.dtype != torch.float32 or params.device != old.params.device:
-        raise StrategyError(f"parameters became {params.dtype} {list(params.shape)} on {params.device}")
-    return new

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from distributed_training.arena.corpus import Corpus
+from distributed_training.arena.node import LocalNode, in_process
 from distributed_training.arena.simulator import Plan, Simulator, simulate
 from distributed_training.model.build import build as build_model
 from distributed_training.strategies.base import LocalState, Strategy
@@ -82,10 +83,10 @@ def test_seeds_decide_on_everything(corpus: Corpus) -> None:
 
 def test_nodes_have_their_own_samples_and_the_same_weights(corpus: Corpus) -> None:
     """At the start nobody differs; after a step apart everybody does, and each in memory of its own."""
-    simulator = Simulator(build("apart", SPEC, {}), plan(3, 1), corpus, CPU)
-    assert all(torch.equal(state.params, simulator.states[0].params) for state in simulator.states)
+    simulator = Simulator(in_process(build("apart", SPEC, {})), plan(3, 1), corpus, CPU)
+    assert all(torch.equal(node.params, simulator.nodes[0].params) for node in simulator.nodes)
     simulator.step(1)
-    first, second, third = (state.params for state in simulator.states)
+    first, second, third = (node.params for node in simulator.nodes)
     assert not torch.equal(first, second)
     assert len({first.data_ptr(), second.data_ptr(), third.data_ptr()}) == 3
 
@@ -103,12 +104,13 @@ def test_the_curve_is_of_the_mean_parameters(corpus: Corpus) -> None:
 def test_what_is_sent_with_a_delay_arrives_later(corpus: Corpus) -> None:
     """A fragment of step 4 with an overlap of 2 changes the anchor in step 6, not before."""
     options = {"period": 4, "fragments": 1, "overlap": 2}
-    simulator = Simulator(build("streaming-diloco", SPEC, options), plan(2, 6), corpus, CPU)
-    changed = []
+    simulator = Simulator(in_process(build("streaming-diloco", SPEC, options)), plan(2, 6), corpus, CPU)
+    node, changed = simulator.nodes[0], []
+    assert isinstance(node, LocalNode)
     for step in range(1, 7):
-        before = simulator.states[0].vectors["anchor"]
+        before = node.state.vectors["anchor"]
         simulator.step(step)
-        changed.append(not torch.equal(before, simulator.states[0].vectors["anchor"]))
+        changed.append(not torch.equal(before, node.state.vectors["anchor"]))
     assert changed == [False] * 5 + [True]
 
 

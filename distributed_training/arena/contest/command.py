@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from distributed_training.arena.contest.submission import (
 )
 from distributed_training.arena.contest.validator import ContestValidator
 from distributed_training.arena.files import replace_file
+from distributed_training.arena.sandbox.limits import Limits
 from template.chain.commitments import publish_commitment, read_commitments
 from template.chain.connect import connect
 from template.chain.neuron_calls import uid_of
@@ -139,7 +141,7 @@ async def judge(
     config: ContestConfig,
     chain: ChainConfig,
     wallet_config: WalletConfig,
-    runner: Runner,
+    runner_within: Callable[[Limits], Runner],
     telemetry: Telemetry,
     clock: Clock | None = None,
 ) -> None:
@@ -155,7 +157,7 @@ async def judge(
         uid = await uid_of(client, config.netuid, wallet.hotkey.ss58_address)
         state = StateFile(config.state / "state.json")
         state.open(spec.contest_id, _first_round(spec, await client.block()))
-        bench = await asyncio.to_thread(open_bench, spec, config.state / "records", runner)
+        bench = await asyncio.to_thread(open_bench, spec, config.state / "records", runner_within(spec.limits))
         validator = ContestValidator(
             uid=uid,
             netuid=config.netuid,

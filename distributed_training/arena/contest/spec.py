@@ -19,6 +19,7 @@ from pathlib import Path
 
 from distributed_training.arena.links import Link
 from distributed_training.arena.optimizer import InnerConfig
+from distributed_training.arena.sandbox.limits import Limits
 from distributed_training.arena.simulator import Plan
 from distributed_training.arena.sizes import size_named
 from distributed_training.run import from_table
@@ -157,7 +158,8 @@ class PaymentSpec:
 class ContestSpec:
     """All of it. `references`: learning rate by the name of a built-in strategy (catalogue.py); an entry is measured
     against these, and until one of them is beaten nobody is champion. `ddp` must be among them, for the quality gate,
-    and `apart`, which shows what communicating is worth; `apart` is no candidate for the throne."""
+    and `apart`, which shows what communicating is worth; `apart` is no candidate for the throne. `limits` are those of
+    the sandbox."""
 
     name: str
     calendar: CalendarSpec
@@ -167,6 +169,7 @@ class ContestSpec:
     rules: RuleSpec
     reveals: RevealSpec
     weights: PaymentSpec
+    limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
@@ -174,6 +177,8 @@ class ContestSpec:
         for name, rate in self.references.items():
             entry_named(name)
             _require(type(rate) is float and rate > 0, f"references.{name} must be a learning rate, such as 0.004")
+        most = self.limits.source
+        _require(self.reveals.largest <= most, f"reveals.largest must not exceed limits.source, {most}")
         _require({DDP, APART} <= set(self.references), f"references must have {DDP} and {APART}")
 
     @functools.cached_property
