@@ -336,7 +336,8 @@ def from_table(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
         if name in table:
             values[name] = _convert(hints[name], table[name], prefix + name)
         else:
-            _require(field.default is not dataclasses.MISSING, f"missing key '{prefix}{name}'")
+            optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            _require(optional, f"missing key '{prefix}{name}'")
     return cls(**values)
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -169,7 +169,7 @@ class ContestSpec:
     rules: RuleSpec
     reveals: RevealSpec
     weights: PaymentSpec
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
