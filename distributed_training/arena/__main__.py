@@ -3,6 +3,7 @@
 Trains simulated nodes with a strategy in this process, on real text, and shows held-out loss, the bytes that each node
 moved, and how long it would have taken over the declared links. `--output` writes the record of the run as JSON.
 Hyper-parameters of the strategy are given by `--set`, for example `--set period=30 --set codec=int4-block64`.
+`--submission FILE` takes a stranger's strategy instead, in sandboxes (sandbox/submission.py).
 `python -m distributed_training.arena strategies` lists strategies and what can be set. The other commands are over
 records (inspection.py) and of the contest (contest/command.py).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ from distributed_training.arena.contest.command import (
 )
 from distributed_training.arena.contest.runner import sandboxed
 from distributed_training.arena.contest.spec import links_of
-from distributed_training.arena.corpus import read_corpus
+from distributed_training.arena.corpus import Corpus, read_corpus
 from distributed_training.arena.inspection import (
     CompareConfig,
     LeaderboardConfig,
@@ -45,11 +47,12 @@ from distributed_training.arena.inspection import (
 )
 from distributed_training.arena.optimizer import InnerConfig
 from distributed_training.arena.record import Subject, record, slowest, times
+from distributed_training.arena.sandbox.backends import Choice, find_backend
 from distributed_training.arena.sandbox.limits import Limits
+from distributed_training.arena.sandbox.submission import run_submission, source_hash
 from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.sizes import BYTES, size_named
 from distributed_training.run import OptimizerSpec
-from distributed_training.strategies.base import Strategy
 from distributed_training.strategies.catalogue import CATALOGUE, Value, build, entry_named
 from template.chain.wallet import WalletConfig
 from template.config import HelpRequested, option, parse
@@ -59,7 +62,7 @@ from template.telemetry import TelemetryConfig, open_telemetry
 
 USAGE = """usage: python -m distributed_training.arena COMMAND [...]
 
-  run --strategy NAME            train simulated nodes, and write a record
+  run --strategy NAME            train simulated nodes, and write a record; or run --submission FILE
   strategies                     what there is, and what can be set
   leaderboard RECORDS            records side by side
   compare A B                    two entries, paired by seed
@@ -74,7 +77,9 @@ USAGE = """usage: python -m distributed_training.arena COMMAND [...]
 class RunConfig:
     """What to run."""
 
-    strategy: str = option("strategy by name")
+    strategy: str | None = option("strategy by name", default=None)
+    submission: Path | None = option("file that defines a strategy, run in a sandbox", default=None)
+    sandbox: Choice = option("how it is shut in; auto: the first that works here", default="auto")
     set: tuple[str, ...] = option("its hyper-parameters, name=value", default=())
     nodes: int = option("simulated nodes", default=4)
     steps: int = option("local steps of each node", default=500)
@@ -91,6 +96,12 @@ class RunConfig:
     bandwidths: tuple[float, ...] = option("declared links, Mbit/s each way", default=(100.0, 1000.0))
     latency: float = option("seconds of latency of one exchange", default=0.05)
     output: Path | None = option("file for the record", default=None)
+
+    def __post_init__(self) -> None:
+        if (self.strategy is None) == (self.submission is None):
+            raise ConfigurationError("give either --strategy NAME or --submission FILE")
+        if self.submission is not None and self.set:
+            raise ConfigurationError("--set is for strategies by name; a submission has its numbers in its file")
 
 
 def options_of(settings: Sequence[str]) -> dict[str, Value]:
@@ -121,19 +132,60 @@ def plan_of(config: RunConfig) -> Plan:
     )
 
 
-def run(config: RunConfig, inner: InnerConfig) -> None:
+@dataclass(frozen=True)
+class Contestant:
+    """What is run, by its name in the record, and how."""
+
+    name: str
+    hyperparameters: Mapping[str, Value]
+    simulate: Callable[[Plan, Corpus, torch.device, Callable[[int, float], None]], Outcome]
+    submission: str | None = None
+    sandbox: str | None = None
+
+
+def contestant(config: RunConfig, optimizer: OptimizerSpec, limits: Limits) -> Contestant:
+    """A built-in strategy in this process, or a submission in sandboxes.
+
+    Raises:
+        ConfigurationError: no such strategy or file.
+        SandboxUnavailable: no sandbox works here.
+    """
+    if config.submission is not None:
+        return _submission(config.submission, config.sandbox, optimizer, limits)
+    assert config.strategy is not None
+    strategy = build(config.strategy, optimizer, options_of(config.set))
+    numbers = {name: getattr(strategy, name) for name in entry_named(config.strategy).hyperparameters()}
+    return Contestant(config.strategy, numbers, functools.partial(simulate, strategy))
+
+
+def _submission(file: Path, choice: Choice, optimizer: OptimizerSpec, limits: Limits) -> Contestant:
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"--submission: {file} cannot be read: {error.strerror}") from error
+    backend = find_backend(choice)
+
+    def simulated(plan: Plan, corpus: Corpus, device: torch.device, progress: Callable[[int, float], None]) -> Outcome:
+        return run_submission(source, optimizer, plan, corpus, device, backend, limits, progress)
+
+    return Contestant("submission", {}, simulated, source_hash(source), backend.name)
+
+
+def run(config: RunConfig, inner: InnerConfig, limits: Limits) -> None:
     """Simulate, show, and write the record."""
     torch.set_num_threads(config.threads)
     device = torch.device(config.device)
     plan, optimizer = plan_of(config), inner.spec(max(config.steps, 1))
-    strategy = build(config.strategy, optimizer, options_of(config.set))
-    subject = _subject(config, plan, strategy, optimizer)
+    who = contestant(config, optimizer, limits)
+    subject = _subject(config, plan, who, optimizer)
     corpus = read_corpus(config.text, subject.tokenizer, plan.size)
     console = Console()
+    if who.sandbox is not None:
+        console.print(f"submission {who.submission}, each node in a sandbox of kind '{who.sandbox}'", soft_wrap=True)
     with _progress(console) as progress:
-        task = progress.add_task(config.strategy, total=plan.steps, loss=float("nan"))
-        outcome = simulate(
-            strategy, plan, corpus, device, lambda step, loss: progress.update(task, completed=step, loss=loss)
+        task = progress.add_task(who.name, total=plan.steps, loss=float("nan"))
+        outcome = who.simulate(
+            plan, corpus, device, lambda step, loss: progress.update(task, completed=step, loss=loss)
         )
     console.print(_table(subject, plan, outcome))
     if config.output is not None:
@@ -141,14 +193,13 @@ def run(config: RunConfig, inner: InnerConfig) -> None:
         console.print(f"record: {config.output}", soft_wrap=True)
 
 
-def _subject(config: RunConfig, plan: Plan, strategy: Strategy, optimizer: OptimizerSpec) -> Subject:
+def _subject(config: RunConfig, plan: Plan, who: Contestant, optimizer: OptimizerSpec) -> Subject:
     if not config.flops > 0:
         raise ConfigurationError(f"--flops must be positive; found {config.flops}")
     tokenizer = config.tokenizer or ("bytes" if plan.size.vocabulary == BYTES else "distilgpt2")
-    names = entry_named(config.strategy).hyperparameters()
     return Subject(
-        strategy=config.strategy,
-        hyperparameters={name: getattr(strategy, name) for name in names},
+        strategy=who.name,
+        hyperparameters=who.hyperparameters,
         optimizer=optimizer,
         model=config.model,
         tokenizer=tokenizer,
@@ -229,7 +280,10 @@ Given = Mapping[str, Any]
 _ON_CHAIN: Mapping[str, type] = {"subtensor": ChainConfig, "wallet": WalletConfig}
 
 COMMANDS: Mapping[str, tuple[Mapping[str, type], Callable[[Given], None]]] = {
-    "run": ({"": RunConfig, "optimizer": InnerConfig}, lambda given: run(given[""], given["optimizer"])),
+    "run": (
+        {"": RunConfig, "optimizer": InnerConfig, "limits": Limits},
+        lambda given: run(given[""], given["optimizer"], given["limits"]),
+    ),
     "leaderboard": ({"": LeaderboardConfig}, lambda given: show_leaderboard(given[""], Console())),
     "compare": ({"": CompareConfig}, lambda given: show_comparison(given[""], Console())),
     "verify": ({"": VerifyConfig}, lambda given: verify_records(given[""], sandboxed(Limits()), Console())),

@@ -89,13 +89,13 @@ def _verified(path: Path, config: VerifyConfig, runner: Runner) -> Verdict:
     found = read_record(path)
     plan, subject = plan_of(found), subject_of(found)
     source = None
-    if subject.source is not None:
-        where = config.source or find_source(path, subject.source)
+    if subject.submission is not None:
+        where = config.source or find_source(path, subject.submission)
         try:
             source = where.read_bytes()
         except OSError as error:
             raise ConfigurationError(f"the source of {path} cannot be read: {error}; give --source") from error
-        if source_id(source) != subject.source:
+        if source_id(source) != subject.submission:
             raise RecordMismatch(f"{where} is not the source that {path} was made with")
     return verify(found, read_corpus(config.text, subject.tokenizer, plan.size), source, runner)
 

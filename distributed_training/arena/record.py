@@ -25,8 +25,9 @@ VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What was run, on a model by name: a built-in strategy with all its hyper-parameters and its inner optimiser, or a
-    submission, of which `strategy` is the name, `source` the sha256, and `optimizer` what it was offered.
+    """What was run, on a model by name: a built-in strategy with all its hyper-parameters, or a submission, of which
+    `submission` is the SHA-256 and `sandbox` the kind of its sandbox. `optimizer` is the inner one that a strategy has,
+    or that a submission was offered.
     """
 
     strategy: str
@@ -36,7 +37,8 @@ class Subject:
     tokenizer: str
     flops: float  # a second, that each node is declared to compute
     links: Mapping[str, Link]
-    source: str | None = None
+    submission: str | None = None
+    sandbox: str | None = None
 
 
 def slowest(outcome: Outcome, nodes: int) -> Traffic:

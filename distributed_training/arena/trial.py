@@ -121,8 +121,8 @@ def trial_of(record: Mapping[str, Any]) -> Trial:
     try:
         subject, plan = record["subject"], record["plan"]
         trial = Trial(
-            name=str(subject["strategy"]),
-            source=subject["source"],
+            name=_name(subject),
+            source=subject["submission"],
             seed=int(plan["seed"]),
             task=_task(record),
             nodes=int(plan["nodes"]),
@@ -138,6 +138,12 @@ def trial_of(record: Mapping[str, Any]) -> Trial:
         raise RecordMismatch(f"the record is damaged: {error!r}") from error
     _check(trial)
     return trial
+
+
+def _name(subject: Mapping[str, Any]) -> str:
+    """Of a submission that nobody has put a name to, the beginning of its hash."""
+    name = str(subject["strategy"])
+    return f"{name} {subject['submission'][:12]}" if name == "submission" else name
 
 
 def _check(trial: Trial) -> None:

@@ -85,6 +85,7 @@ def verify(found: Mapping[str, Any], corpus: Corpus, source: bytes | None, runne
         outcome = simulate(build(subject.strategy, subject.optimizer, subject.hyperparameters), plan, corpus, device)
     again = _plain(record(subject, plan, corpus, outcome, device))
     then = _plain(found)
+    again["subject"]["sandbox"] = then["subject"]["sandbox"]  # of which kind it was changes nothing
     differing = tuple(name for name in again if name != "machine" and again[name] != then.get(name))
     now, machine = environment(device), then.get("machine", {})
     return Verdict(differing, {key: (machine.get(key), now[key]) for key in now if machine.get(key) != now[key]})

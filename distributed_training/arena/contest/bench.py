@@ -52,7 +52,7 @@ class Bench:
     def submission(self, hotkey: str, source: bytes, seed: int) -> Trial:
         """A submission's trial; raises what the runner does."""
         name = source_id(source)
-        subject = dataclasses.replace(self._subject(hotkey), source=name)
+        subject = dataclasses.replace(self._subject(hotkey), submission=name)
         return self._trial(name, subject, seed, lambda plan: self.runner(source, self._given, plan, self.corpus))
 
     def again(self, source: bytes, seed: int) -> str:
@@ -94,7 +94,7 @@ class Bench:
         found = read_record(path)
         wanted: dict[str, Any] = {"plan": dataclasses.asdict(plan), "corpus": self.corpus.fingerprint}
         same = all(found[key] == value for key, value in wanted.items())
-        if not same or found["subject"]["source"] != subject.source:
+        if not same or found["subject"]["submission"] != subject.submission:
             raise RecordMismatch(f"{path} is of another contest; move it away to run the trial again")
         return trial_of(found)
 

@@ -10,7 +10,6 @@ In both, inside.py adds limits and a system call filter, and looks around (confi
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -96,7 +95,8 @@ class Namespaces:
     name = "namespaces"
     remedy = (
         "allow user namespaces: sysctl kernel.unprivileged_userns_clone=1, "
-        "kernel.apparmor_restrict_unprivileged_userns=0 and user.max_user_namespaces above 0; in a container, CAP_SYS_ADMIN or a seccomp profile that allows unshare"
+        "kernel.apparmor_restrict_unprivileged_userns=0 and user.max_user_namespaces above 0; in a container, "
+        "CAP_SYS_ADMIN or a seccomp profile that allows unshare"
     )
 
     def launch(self, command: Sequence[str], environment: Environment, scratch: int) -> Launch:
@@ -133,7 +133,7 @@ def start(
     environment = python_environment()
     plan = {
         "search": environment.search,
-        "limits": _resources(limits),
+        "limits": resources(limits),
         "canary": seen,
         "threads": threads,
         "trial": trial,
@@ -142,7 +142,7 @@ def start(
     return Process(backend.launch(command, environment, limits.scratch * MEBIBYTE), limits.output, clock)
 
 
-def _resources(limits: Limits) -> dict[str, int]:
+def resources(limits: Limits) -> dict[str, int]:
     """As setrlimit(2) has them."""
     return {
         "RLIMIT_AS": limits.memory * MEBIBYTE,
@@ -186,9 +186,8 @@ def find_backend(choice: Choice = "auto", backends: Sequence[Backend] = BACKENDS
     raise SandboxUnavailable(f"no sandbox works here, and without one a submission is not run. {' | '.join(wrong)}")
 
 
-@functools.lru_cache(maxsize=16)
 def _problem(backend: Backend) -> str | None:
-    """What keeps a backend from working here; it is tried once."""
+    """What keeps a backend from working here."""
     clock, limits = SystemClock(), Limits()
     try:
         with canary() as seen, start(backend, limits, seen, clock, trial=True) as process:

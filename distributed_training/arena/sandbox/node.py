@@ -108,4 +108,4 @@ class SandboxedNode:
 
 def _bytes(values: torch.Tensor) -> memoryview:
     """float32 [n] as bytes, in place where it is on the CPU."""
-    return memoryview(values.detach().cpu().contiguous().numpy()).cast("B")
+    return values.detach().cpu().contiguous().numpy().data.cast("B")

@@ -158,9 +158,9 @@ class Process:
         """Raises SubmissionError with its status and last words."""
         try:
             status = _told(self._process.wait(_LAST_WORDS))
+            self._last_words()
         except subprocess.TimeoutExpired:
             status = "closed its pipe"
-        self._last_words()
         raise SubmissionError(
             f"the submission's process {status}: {self.printed or 'it printed nothing'}", reason="ended"
         )
@@ -174,7 +174,7 @@ class Process:
 
 def _started(launch: Launch, lifeline: int) -> subprocess.Popen[bytes]:
     """With pipes, without a variable of this process's environment, in a session of its own."""
-    command, passed = list(launch.command), ()
+    command, passed = list(launch.command), tuple[int, ...]()
     if launch.lifeline:
         command, passed = [*command, str(lifeline)], (lifeline,)
     pipe = subprocess.PIPE

@@ -127,5 +127,5 @@ def _require_sizes(header: dict[str, Any], bodies: Sequence[Body]) -> None:
 
 def _body(values: torch.Tensor | memoryview) -> Body:
     if isinstance(values, torch.Tensor):
-        return memoryview(values.detach().cpu().contiguous().numpy()).cast("B")
+        return values.detach().cpu().contiguous().numpy().data.cast("B")
     return values
