@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from distributed_training.arena.contest.audit import is_result, judged_again
 from distributed_training.arena.contest.submission import source_id
 from distributed_training.arena.corpus import read_corpus
 from distributed_training.arena.leaderboard import (
@@ -47,9 +49,9 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """A record, run again on the CPU."""
+    """A record, run again on the CPU; or a contest's round, judged again from its records."""
 
-    records: tuple[str, ...] = option("records", positional=True)
+    records: tuple[str, ...] = option("records, or results of rounds", positional=True)
     source: Path | None = option("a submission's source; default: where a contest keeps it", default=None)
     text: Path | None = option("folder of text files; default: the standard library's sources", default=None)
 
@@ -79,10 +81,27 @@ def verify_records(config: VerifyConfig, runner: Runner, console: Console) -> No
     if not config.records:
         raise ConfigurationError("verify takes at least one record")
     for path in map(Path, config.records):
+        if _is_result(path):
+            _verify_result(path, console)
+            continue
         verdict = _verified(path, config, runner)
         if not verdict.same:
             raise RecordMismatch(f"{path}: not the same: {', '.join(verdict.differing)}{_differences(verdict)}")
         console.print(f"{path}: the same, to the bit", soft_wrap=True)
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return is_result(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RecordMismatch(f"{path} is no record: {error!r}") from error
+
+
+def _verify_result(path: Path, console: Console) -> None:
+    differing = judged_again(path)
+    if differing:
+        raise RecordMismatch(f"{path}: judged again from its records, not the same: {', '.join(differing)}")
+    console.print(f"{path}: judged again from its records, the same", soft_wrap=True)
 
 
 def _verified(path: Path, config: VerifyConfig, runner: Runner) -> Verdict:

@@ -1,6 +1,7 @@
 """Trials of entries and references, each run once: what is on disk as a record is not run again.
 
     records/SUBJECT-SEED.json     SUBJECT is the name of a reference, or the sha256 of a source
+    records/SUBJECT-SEED.failed   why a source has no such record, or why it does not count
 
 A restart in the middle of a round goes on with the trial that it was at.
 """
@@ -18,15 +19,16 @@ import torch
 from distributed_training.arena.contest.spec import ContestSpec
 from distributed_training.arena.contest.submission import source_id
 from distributed_training.arena.corpus import PAGE, Corpus, read_corpus
-from distributed_training.arena.files import replace_json
+from distributed_training.arena.files import replace_file, replace_json
 from distributed_training.arena.record import Subject, record
 from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.trial import Trial, read_record, trial_of
 from distributed_training.run import OptimizerSpec
 from distributed_training.strategies.catalogue import build, entry_named
-from template.errors import ConfigurationError, RecordMismatch
+from template.errors import ConfigurationError, RecordMismatch, StrategyError
 
 CPU = torch.device("cpu")  # the same bits for every validator
+FAILED = ".failed"
 
 Runner = Callable[[bytes, OptimizerSpec, Plan, Corpus], Outcome]
 """Runs a stranger's source; StrategyError says that the source is to blame, any other SubnetError that it is not."""
@@ -40,6 +42,7 @@ class Bench:
     corpus: Corpus
     folder: Path
     runner: Runner
+    may_run: bool = True  # False: only what is on disk counts
 
     def reference(self, name: str, seed: int) -> Trial:
         """A built-in strategy's trial; ConfigurationError or StrategyError if it cannot be run."""
@@ -54,6 +57,21 @@ class Bench:
         name = source_id(source)
         subject = dataclasses.replace(self._subject(hotkey), submission=name)
         return self._trial(name, subject, seed, lambda plan: self.runner(source, self._given, plan, self.corpus))
+
+    def entry(self, hotkey: str, source: bytes, seed: int) -> Trial:
+        """The same, of a source that is blamed for its failure: it is written down, and not tried a second time."""
+        path = self.path(source_id(source), seed).with_suffix(FAILED)
+        if path.exists():
+            raise StrategyError(path.read_text())
+        try:
+            return self.submission(hotkey, source, seed)
+        except StrategyError as error:
+            self.condemn(source, seed, str(error))
+            raise
+
+    def condemn(self, source: bytes, seed: int, reason: str) -> None:
+        """Write down why a trial does not count."""
+        replace_file(self.path(source_id(source), seed).with_suffix(FAILED), reason.encode())
 
     def again(self, source: bytes, seed: int) -> str:
         """The parameter hash of a submission's trial that is run once more, whatever is on disk."""
@@ -86,6 +104,8 @@ class Bench:
         path, plan = self.path(name, seed), self.spec.trial.plan(seed)
         if path.exists():
             return self._found(path, subject, plan)
+        if not self.may_run:
+            raise RecordMismatch(f"there is no record {path}")
         found = record(subject, plan, self.corpus, run(plan), CPU)
         replace_json(path, found)
         return trial_of(found)

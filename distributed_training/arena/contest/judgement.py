@@ -18,6 +18,7 @@ from distributed_training.arena.contest.fingerprint import Fingerprint, similari
 from distributed_training.arena.contest.interval import Interval, interval
 from distributed_training.arena.contest.spec import APART, DDP, RuleSpec
 from distributed_training.arena.trial import Trial, metric
+from template.errors import ContestError
 
 SAME_CURVE = 1e-4  # relative difference of losses, in all evaluations of all seeds, below which two entries are one
 
@@ -148,10 +149,16 @@ def beats(found: Interval, rules: RuleSpec) -> bool:
 
 
 def gate(trials: Trials, references: Mapping[str, Trials], quality: float) -> tuple[Status, str] | None:
-    """Why an entry cannot win, if it cannot: it does not train, does not communicate, or gains nothing by it."""
+    """Why an entry cannot win, if it cannot: it does not train, does not communicate, or gains nothing by it.
+
+    Raises:
+        ContestError: DDP itself does not train.
+    """
     if any(0 in t.sent or 0 in t.received for t in trials.values()):
         return Status.NO_COMMUNICATION, "a node sent or received nothing"
-    ddp, apart = references[DDP], references[APART]
+    ddp, apart = ({seed: references[name][seed] for seed in trials} for name in (DDP, APART))
+    if any(t.loss >= t.curve[0].loss for t in ddp.values()):
+        raise ContestError("DDP does not train in this contest: nothing can be measured against it")
     shares = [(t.curve[0].loss - t.loss) / (t.curve[0].loss - ddp[seed].loss) for seed, t in trials.items()]
     share = statistics.fmean(shares)
     if not share >= quality:

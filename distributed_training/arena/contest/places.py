@@ -12,6 +12,7 @@ from typing import Protocol
 
 import httpx
 
+from template.clock import Clock, SystemClock
 from template.errors import HubUnavailable, SubmissionRefused
 
 SECONDS = 20.0  # for one reveal
@@ -69,9 +70,11 @@ class FolderPlace:
 class HttpPlace:
     """ROUND/HOTKEY.json below an http(s) address."""
 
-    def __init__(self, address: str, seconds: float = SECONDS) -> None:
+    def __init__(self, address: str, seconds: float = SECONDS, clock: Clock | None = None) -> None:
+        """`seconds` for all of an answer, however slowly it comes."""
         self._address = address.rstrip("/")
         self._seconds = seconds
+        self._clock = clock or SystemClock()
 
     def put(self, round_number: int, hotkey: str, text: str) -> None:
         url = self._url(round_number, hotkey)
@@ -87,12 +90,17 @@ class HttpPlace:
                 if answer.status_code == httpx.codes.NOT_FOUND:
                     return None
                 answer.raise_for_status()
-                found = b""
-                for piece in answer.iter_bytes(1 << 14):
-                    found = _bounded(found + piece, largest)
-                return found
+                return self._read(answer, largest, url)
         except httpx.HTTPError as error:
             raise HubUnavailable(f"{url} cannot be read: {error}") from error
+
+    def _read(self, answer: httpx.Response, largest: int, url: str) -> bytes:
+        end, found = self._clock.monotonic() + self._seconds, b""
+        for piece in answer.iter_bytes():
+            found = _bounded(found + piece, largest)
+            if self._clock.monotonic() > end:
+                raise HubUnavailable(f"{url}: no complete answer within {self._seconds:g} seconds")
+        return found
 
     def _url(self, round_number: int, hotkey: str) -> str:
         return f"{self._address}/{round_number}/{_name(hotkey)}.json"

@@ -34,9 +34,10 @@ from distributed_training.arena.contest.state import ContestState, Holder
 from distributed_training.arena.contest.submission import committed_round, largest_reveal, opened, source_id
 from distributed_training.arena.files import replace_file
 from template.chain.commitments import Commitment
-from template.errors import RecordMismatch, StrategyError, SubmissionRefused
+from template.errors import RecordMismatch, StrategyError, SubmissionError, SubmissionRefused
 
 VERSION = 1
+LATE = "late"  # the sandbox's word
 log = logging.getLogger(__name__)
 
 
@@ -68,24 +69,31 @@ def taking_part(committed: Mapping[str, Commitment], number: Round) -> dict[str,
     }
 
 
-def collect(committed: Mapping[str, Commitment], number: int, place: Place, largest: int) -> list[Candidate]:
+def collect(
+    committed: Mapping[str, Commitment], number: int, spec: ContestSpec, netuid: int, place: Place
+) -> list[Candidate]:
     """What was revealed, in the order of the commitments.
 
     Raises:
         HubUnavailable: the place does not answer: nobody's submission may be lost by that.
     """
     order = sorted(committed, key=lambda hotkey: (committed[hotkey].block, hotkey))
-    return [_candidate(hotkey, committed[hotkey], number, place, largest) for hotkey in order]
+    expected = (spec.contest_id, netuid, number)
+    return [_candidate(hotkey, committed[hotkey], expected, place, spec.reveals.largest) for hotkey in order]
 
 
-def _candidate(hotkey: str, commitment: Commitment, number: int, place: Place, largest: int) -> Candidate:
+def _candidate(
+    hotkey: str, commitment: Commitment, expected: tuple[str, int, int], place: Place, largest: int
+) -> Candidate:
+    number = expected[2]
     try:
         text = place.get(number, hotkey, largest_reveal(largest))
         if text is None:
             raise SubmissionRefused("nothing was revealed", reason="not_revealed")
         submission = opened(text, commitment.data, largest)
-        if submission.hotkey != hotkey:
-            raise SubmissionRefused("another hotkey's submission", reason="not_committed")
+        found = (submission.contest_id, submission.netuid, submission.round)
+        if submission.hotkey != hotkey or found != expected:
+            raise SubmissionRefused("another hotkey's, contest's or round's submission", reason="not_committed")
     except SubmissionRefused as error:
         return Candidate(hotkey, commitment.block, problem=f"{error.reason}: {error}")
     return Candidate(hotkey, commitment.block, submission.source)
@@ -139,13 +147,20 @@ class Referee:
         return {seed: self._bench.reference(name, seed) for seed in seeds}
 
     def _champion(self, holder: Holder | None, seeds: Sequence[int]) -> Throne | None:
-        """The champion on the new seeds; one that breaks off on them has lost its throne."""
+        """The champion on the new seeds; one that breaks off on them has lost its throne, one that was only late not:
+        that may be this machine's fault.
+
+        Raises:
+            SubmissionError: it was late.
+        """
         if holder is None:
             return None
         source = self._source(holder.source)
         try:
             trials = {seed: self._bench.submission(holder.hotkey, source, seed) for seed in seeds}
         except StrategyError as error:
+            if isinstance(error, SubmissionError) and error.reason == LATE:
+                raise
             log.warning("the champion %s broke off and has lost its throne: %s", holder.hotkey, error)
             return None
         return Throne(name=holder.hotkey, trials=trials, hotkey=holder.hotkey, source=holder.source)
@@ -187,7 +202,7 @@ class Referee:
         trials: dict[int, Any] = {}
         try:
             for seed in seeds:
-                trials[seed] = self._bench.submission(entry.hotkey, source, seed)
+                trials[seed] = self._bench.entry(entry.hotkey, source, seed)
                 problem = gate(trials, references, self._rules.quality) if len(trials) == 1 else None
                 if problem is not None:
                     return dataclasses.replace(entry, problem=problem)
@@ -202,12 +217,12 @@ class Referee:
         throne = result.throne
         if throne.source is None or throne == before:
             return None
-        seed = seeds[0]
-        again = self._bench.again(self._source(throne.source), seed)
-        if again == throne.trials[seed].params_sha256:
+        seed, source = seeds[0], self._source(throne.source)
+        if self._bench.again(source, seed) == throne.trials[seed].params_sha256:
             return None
         entry = next(entry for entry in entries if entry.hotkey == throne.hotkey)
         reason = f"with seed {seed} it ended elsewhere when it was run again: nobody could verify its record"
+        self._bench.condemn(source, seed, reason)
         return dataclasses.replace(entry, trials={}, problem=(Status.FAILED, reason))
 
     def _grown(self, earlier: tuple[Holder, ...], result: Judgement) -> tuple[Holder, ...]:

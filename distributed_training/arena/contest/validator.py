@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import TypeVar
 
 from bittensor import Client, Wallet
 
@@ -41,6 +43,7 @@ RETRY_BLOCKS = 5  # before weights that the chain refused are tried again
 UNAVAILABLE = "unavailable"
 NOBODY_TO_BURN = "nobody_to_burn"
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ContestValidator:
@@ -98,11 +101,14 @@ class ContestValidator:
         Raises:
             ChainFault: the chain does not answer, or not as it should.
         """
-        with translated("reading the head of the chain"):
-            async with asyncio.timeout(CHAIN_SECONDS):
-                block = await self._client.block()
+        block = await self._answer(self._client.block(), "the head of the chain")
         await self._play(block)
         await self._pay(block)
+
+    async def _answer(self, reading: Awaitable[T], what: str) -> T:
+        with translated(f"reading {what}"):
+            async with asyncio.timeout(CHAIN_SECONDS):
+                return await reading
 
     async def _play(self, block: int) -> None:
         now, state = round_at(self._spec.calendar, block), self._state.now
@@ -116,7 +122,8 @@ class ContestValidator:
 
     async def _close(self, turn: Round, block: int) -> None:
         try:
-            found = taking_part(await read_commitments(self._client, self._netuid, turn.closes - 1), turn)
+            reading = read_commitments(self._client, self._netuid, turn.closes - 1)
+            found = taking_part(await self._answer(reading, "the commitments"), turn)
         except ChainFault as error:
             self._not_now(turn, block, error)
             return
@@ -131,10 +138,11 @@ class ContestValidator:
         state = self._state.now
         assert state.committed is not None
         try:
-            block_hash = await read_block_hash(self._client, turn.seed_block)
+            block_hash = await self._answer(read_block_hash(self._client, turn.seed_block), "a block's hash")
             seeds = seeds_of(self._spec.contest_id, turn.number, block_hash, self._spec.rules.replicates)
-            largest = self._spec.reveals.largest
-            candidates = await asyncio.to_thread(collect, state.committed, turn.number, self._place, largest)
+            candidates = await asyncio.to_thread(
+                collect, state.committed, turn.number, self._spec, self._netuid, self._place
+            )
             decision = await asyncio.to_thread(self._referee.decide, state, seeds, candidates)
         except SubnetError as error:  # of the chain, the place or this machine: an entry's own is in its standing
             self._not_now(turn, block, error)

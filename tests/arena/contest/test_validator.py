@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from bittensor import Client
 
+from distributed_training.arena.contest.audit import judged_again
 from distributed_training.arena.contest.bench import Runner, open_bench
 from distributed_training.arena.contest.places import FolderPlace
 from distributed_training.arena.contest.referee import Referee
@@ -30,7 +31,7 @@ from template.chain.local.genesis import Registration, create_chain
 from template.chain.local.ledger import Ledger
 from template.chain.metagraph import read_weights
 from template.clock import ManualClock
-from template.errors import ChainFault, HubUnavailable, StrategyError
+from template.errors import ChainFault, HubUnavailable, StrategyError, SubmissionError
 from template.telemetry import MemorySink, Telemetry
 from tests.arena.contest.material import contest, trusted
 from tests.arena.small import write_text
@@ -52,6 +53,12 @@ BETTER = (
     "    settings = {**vars(optimizer), 'learning_rate': max(0.02, 4 * optimizer.learning_rate)}\n"
     "    settings |= {'warmup_epochs': 0} if settings['decay_epochs'] > 1 else {}\n"
     "    return FedAvg(inner=AdamW(type(optimizer)(**settings)), period=1)\n"
+).encode()
+MOODY = (
+    IMPORTS + "import os\n"
+    "def strategy(optimizer):\n"
+    "    mood = {'learning_rate': 0.02 + int.from_bytes(os.urandom(4)) / 1e13, 'minimum_learning_rate': 0.0, 'warmup_epochs': 0}\n"
+    "    return FedAvg(inner=AdamW(dataclasses.replace(optimizer, **mood)), period=1)\n"
 ).encode()
 SILENT = (IMPORTS + "def strategy(optimizer):\n    return Apart(inner=AdamW(optimizer))\n").encode()
 BROKEN = b"def strategy(optimizer):\n    raise ValueError('no strategy today')\n"
@@ -180,12 +187,16 @@ async def test_the_round_is_written_down(tmp_path: Path) -> None:
         assert found["contest"] == play.spec.contest_id
         assert len(found["seeds"]) == len(set(found["seeds"])) == 3
         winner = found["throne"]["source"]
-        records = sorted(path.name for path in (tmp_path / "v" / "records").iterdir())
+        records = sorted(path.name for path in (tmp_path / "v" / "records").glob("*.json"))
         names = ["apart", "ddp", winner]
         assert records == sorted(f"{name}-{seed}.json" for name in names for seed in found["seeds"])
         assert (tmp_path / "v" / "sources" / f"{winner}.py").read_bytes() == GOOD
         assert {s["status"] for s in found["standings"]} == {"champion", "failed"}
         assert any("no strategy today" in s["reason"] for s in found["standings"])
+        result = tmp_path / "v" / "rounds" / "0.json"
+        assert judged_again(result) == ()
+        result.write_text(result.read_text().replace('"failed"', '"beaten"'))
+        assert judged_again(result) == ("standings",)
 
 
 async def test_the_champion_is_defended_on_new_seeds(tmp_path: Path) -> None:
@@ -209,6 +220,45 @@ async def test_the_champion_is_defended_on_new_seeds(tmp_path: Path) -> None:
         seeds = [tuple(record["seeds"]) for record in play.told("ContestDecided")]
         assert len(set(seeds)) == 3
         assert await play.weights() == {3: 1.0}
+
+
+async def test_a_record_that_nobody_could_verify_wins_nothing(tmp_path: Path) -> None:
+    """A source that draws from the system's randomness: it ends elsewhere when it is run again."""
+    async with scene(tmp_path) as play:
+        await play.until(11)
+        await play.commit(0, m1=MOODY, m2=GOOD)
+        await play.until(23)
+        await play.validator().look()
+        assert play.statuses() == {"m1": "failed", "m2": "champion"}
+        assert "ended elsewhere" in play.told("ContestDecided")[-1]["standings"][0]["reason"]
+        assert judged_again(tmp_path / "v" / "rounds" / "0.json") == ()
+
+
+async def test_a_champion_that_is_late_stays_champion(tmp_path: Path) -> None:
+    """It may be the machine that is slow; one that breaks off on the new seeds has lost its throne."""
+    async with scene(tmp_path) as play:
+        await play.until(11)
+        await play.commit(0, m1=GOOD)
+        await play.until(23)
+        await play.validator().look()
+        await play.until(31)
+        await play.commit(1, m2=BROKEN)
+        await play.until(43)
+
+        def stopped(reason: str) -> Runner:
+            def run(source: bytes, optimizer: OptimizerSpec, plan: Plan, corpus: Corpus) -> Outcome:
+                raise SubmissionError(f"it was {reason}", reason=reason)
+
+            return run
+
+        await play.validator(stopped("late")).look()
+        assert play.told("ContestPostponed")[-1]["reason"] == "it was late"
+        await play.validator(stopped("failed")).look()
+        assert play.told("ContestDecided")[-1]["champion"] is None
+        assert await play.weights() == {2: 1.0}  # the chain takes no others so soon
+        await play.until(await play.client.block() + 10)
+        await play.validator().look()
+        assert await play.weights() == {0: 1.0}
 
 
 async def test_a_restart_in_the_middle_of_a_round(tmp_path: Path) -> None:
