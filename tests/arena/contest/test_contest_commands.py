@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from distributed_training.arena.__main__ import main
+from distributed_training.arena.contest.command import ChainConfig, SubmitConfig, submit
 from distributed_training.arena.contest.spec import load_contest
 from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain
 from template.chain.local.ledger import Ledger
 from template.chain.local.operator import Keys
-from template.chain.wallet import create_wallet
+from template.chain.wallet import WalletConfig, create_wallet
+from template.clock import ManualClock
 from tests.arena.contest.material import contest
 from tests.arena.small import write_text
 from tests.template.chain.conftest import wallet_of
@@ -102,6 +105,30 @@ def test_submit_then_reveal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     miner.until(22)
     assert miner.reveal() == 2
     assert "was decided from block 22 on" in capsys.readouterr().err
+
+
+class Blocks(ManualClock):
+    """Time in which the chain goes on: a block for each sleep."""
+
+    def __init__(self, chain: Path) -> None:
+        super().__init__()
+        self._chain = chain
+
+    async def sleep(self, seconds: float) -> None:
+        with Ledger(self._chain) as ledger:
+            operator.advance(ledger, 1)
+
+
+async def test_submit_and_wait(tmp_path: Path) -> None:
+    """One command commits, stays until the round has closed, and reveals."""
+    miner = Miner(tmp_path)
+    miner.until(11)
+    config = SubmitConfig(file=(str(tmp_path / "mine.py"),), contest=miner.spec, netuid=1, wait=True)
+    wallet = WalletConfig(name="m", hotkey="hot", path=str(tmp_path / "wallets"))
+    await submit(config, ChainConfig(network=f"local://{miner.chain}"), wallet, Console(), Blocks(miner.chain))
+    with Ledger(miner.chain) as ledger:
+        assert ledger.head() == 18
+    assert (tmp_path / "reveals" / "0" / f"{miner.hotkey}.json").is_file()
 
 
 def test_what_cannot_be_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from distributed_training.arena.contest.judgement import (
     strongest,
 )
 from distributed_training.arena.trial import Trial
+from template.errors import ContestError
 from tests.arena.contest.material import BUDGET, REFERENCES, RULES, SEEDS, entry, trial, trials
 
 NOISE = Path(__file__).parents[2] / "fixtures" / "arena_noise.json"
@@ -112,6 +113,13 @@ def stretched(trial: Trial) -> Trial:
 def test_who_gains_nothing_by_communicating_cannot_win() -> None:
     """A byte a step, and no better than nodes apart."""
     assert status_of(entry("a", 2.55), champion=None) == {"a": Status.NO_GAIN}
+
+
+def test_without_a_ddp_that_trains_nobody_is_judged() -> None:
+    """A contest whose references diverge is an error, not everybody's failure."""
+    broken = {**REFERENCES, "ddp": trials("ddp", 6.0)}
+    with pytest.raises(ContestError, match="DDP does not train"):
+        judge([entry("a", 1.8)], CHAMPION, broken, (), RULES, BUDGET)
 
 
 def test_copies_earn_nothing() -> None:

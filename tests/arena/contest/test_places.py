@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.arena.contest.places import FolderPlace, HttpPlace, Place, place_at
+from template.clock import ManualClock
 from template.errors import HubUnavailable, SubmissionRefused
 
 HOTKEY = "5Hotkey"
@@ -96,6 +97,20 @@ def test_a_place_that_fails(address: str, tmp_path: Path) -> None:
             broken.put(3, HOTKEY, "text")
         with pytest.raises(HubUnavailable):
             broken.get(3, HOTKEY, 100)
+
+
+def test_an_answer_that_trickles_is_given_up(address: str) -> None:
+    """All of it must be there in time, however fast the next byte comes."""
+
+    class Late(ManualClock):
+        def monotonic(self) -> float:
+            self._elapsed += 3.0
+            return super().monotonic()
+
+    place = HttpPlace(address, seconds=2.0, clock=Late())
+    place.put(3, HOTKEY, "text")
+    with pytest.raises(HubUnavailable, match="no complete answer within 2 seconds"):
+        place.get(3, HOTKEY, 100)
 
 
 def test_a_place_is_told_by_its_address(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ BETTER = (
 MOODY = (
     IMPORTS + "import os\n"
     "def strategy(optimizer):\n"
-    "    mood = {'learning_rate': 0.02 + int.from_bytes(os.urandom(4)) / 1e13, 'minimum_learning_rate': 0.0, 'warmup_epochs': 0}\n"
+    "    rate = 0.02 + int.from_bytes(os.urandom(4)) / 1e13\n"
+    "    mood = {'learning_rate': rate, 'minimum_learning_rate': 0.0, 'warmup_epochs': 0}\n"
     "    return FedAvg(inner=AdamW(dataclasses.replace(optimizer, **mood)), period=1)\n"
 ).encode()
 SILENT = (IMPORTS + "def strategy(optimizer):\n    return Apart(inner=AdamW(optimizer))\n").encode()
@@ -78,12 +79,12 @@ class Scene:
         with Ledger(self.folder / "chain.db") as ledger:
             operator.advance(ledger, block - await self.client.block())
 
-    async def commit(self, round_number: int, **sources: bytes) -> None:
+    async def commit(self, round_number: int, contest_id: str = "", **sources: bytes) -> None:
         """Miners commit in a round that is open, and reveal at once where nobody looks before it has closed."""
         for name, source in sources.items():
             hotkey = wallet_of(name).keys.hotkey
             made = Submission(
-                contest_id=self.spec.contest_id,
+                contest_id=contest_id or self.spec.contest_id,
                 netuid=1,
                 round=round_number,
                 hotkey=hotkey,
@@ -302,11 +303,12 @@ async def test_what_does_not_take_part(tmp_path: Path) -> None:
         await play.commit(0, m1=SILENT, m2=GOOD)
         text = (tmp_path / "reveals" / "0" / f"{wallet_of('m2').keys.hotkey}.json").read_text()
         FolderPlace(tmp_path / "reveals").put(0, wallet_of("m2").keys.hotkey, text.replace("0.006", "0.007"))
+        await play.commit(0, "another-contest", owner=GOOD)
         await play.until(18)
-        await play.commit(0, owner=GOOD)  # closed
+        await play.commit(0, v=GOOD)  # closed
         await play.until(23)
         await play.validator().look()
-        assert play.statuses() == {"m1": "no_communication", "m2": "refused"}
+        assert play.statuses() == {"m1": "no_communication", "m2": "refused", "owner": "refused"}
         assert await play.weights() == {0: 1.0}
 
 
