@@ -121,6 +121,7 @@ SWEEPS: Mapping[str, Sequence[Case]] = {
         (0.03, outer(0.7, 0.5)),
         (0.008, outer(1.0, 0.0)),
     ),
+    "muloco-int2": tried("muloco-int2", (0.008, outer(0.7, 0.9))),
     "streaming-diloco": tried(
         "streaming-diloco",
         (0.004, outer(0.7, 0.9)),
@@ -172,11 +173,16 @@ def train(case: Case, seed: int, corpus: Corpus) -> dict[str, object]:
     return record(subject, plan, corpus, simulate(strategy, plan, corpus, CPU), CPU)
 
 
+def path_of(case: Case, seed: int, folder: Path) -> Path:
+    """Of a record."""
+    return folder / f"{case.tried.replace(' ', '_')}-{seed}.json"
+
+
 def pending(cases: Sequence[Case], seeds: Sequence[int], folder: Path) -> Iterator[tuple[Case, int, Path]]:
     """What has no record yet, seed by seed, so that an early stop leaves whole columns."""
     for seed in seeds:
         for case in cases:
-            path = folder / f"{case.tried.replace(' ', '_')}-{seed}.json"
+            path = path_of(case, seed, folder)
             if not path.exists():
                 yield case, seed, path
 
@@ -197,7 +203,7 @@ def work(cases: Sequence[Case], seeds: Sequence[int], given: argparse.Namespace,
             console.print(f"{case.tried}, seed {seed}: {error}", markup=False)
             replace_json(path.with_suffix(".failed"), {"reason": str(error)})
             continue
-        replace_json(path, {**found, "subject": {**found["subject"], "strategy": case.tried}})  # type: ignore[dict-item]
+        replace_json(path, found)
         console.print(f"{case.tried}, seed {seed}: {found['loss']:.4f}", markup=False)
     return True
 
@@ -208,7 +214,7 @@ def swept(folder: Path) -> list[str]:
     for family, cases in SWEEPS.items():
         found = []
         for case in cases:
-            path = folder / f"{case.tried.replace(' ', '_')}-{TRIED}.json"
+            path = path_of(case, TRIED, folder)
             if path.exists():
                 found.append((json.loads(path.read_text())["loss"], case))
         found.sort(key=lambda pair: pair[0])
@@ -258,11 +264,11 @@ SWEEP_HEAD = (
 
 
 def make_table(given: argparse.Namespace, console: Console) -> None:
-    names = {case.tried for case in CASES}
-    trials = [t for t in read_trials([given.records]) if t.name in names and t.seed in SEEDS]
-    found = {("ddp" if n.startswith("ddp ") else n): t for n, t in entries(trials).items()}
-    made = [dataclasses.replace(r, name=r.name) for r in rows(found, CONFIDENCE)]
-    machine = json.loads(next(iter(given.records.glob("*.json"))).read_text())["machine"]
+    paths = [path_of(case, seed, given.records) for case in CASES for seed in SEEDS]
+    made = rows(entries(read_trials(paths)), CONFIDENCE)
+    rates = {case.strategy: case.learning_rate for case in CASES}
+    made = [dataclasses.replace(row, name=f"{row.name}, {rates[row.name]:g}") for row in made]
+    machine = json.loads(paths[0].read_text())["machine"]
     text = "# Strategies compared\n\n" + report(made, given.records, machine)
     replace_file(given.output, text.encode())
     plot(made, given.output.with_suffix(".png"))

@@ -60,6 +60,7 @@ def record(subject: Subject, plan: Plan, corpus: Corpus, outcome: Outcome, devic
     clocks = times(subject, plan, outcome)
     parameters = outcome.params.numel()
     traffic = slowest(outcome, plan.nodes)
+    tokens = plan.nodes * plan.steps * plan.size.samples * plan.size.block
     return {
         "version": VERSION,
         "subject": dataclasses.asdict(subject),
@@ -76,6 +77,7 @@ def record(subject: Subject, plan: Plan, corpus: Corpus, outcome: Outcome, devic
         "sent_per_parameter_and_step": traffic.sent / parameters / plan.steps,
         "step_flops": outcome.step_flops,
         "seconds": {name: clock[-1] for name, clock in clocks.items()},
+        "tokens_per_second": {name: tokens / clock[-1] for name, clock in clocks.items()},
         "params_sha256": hashlib.sha256(outcome.params.cpu().numpy().tobytes()).hexdigest(),
         "machine": {**environment(device), "wall_seconds": outcome.seconds},
     }

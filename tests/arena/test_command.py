@@ -42,6 +42,9 @@ def test_a_run_leaves_a_record(text: Path, tmp_path: Path, capsys: pytest.Captur
     assert found["loss"] == found["curve"][-1]["loss"] < found["curve"][0]["loss"]
     wire = 2 * (0.05 + 8 * 4 * parameters / 1e8)
     assert found["seconds"]["100 Mbit/s"] == pytest.approx(wire + 4 * found["step_flops"] / 1e13)
+    tokens = 2 * 4 * 2 * 64  # nodes, steps, samples, tokens of one
+    assert found["tokens_per_second"]["100 Mbit/s"] == pytest.approx(tokens / found["seconds"]["100 Mbit/s"])
+    assert [node["sent"] for node in found["nodes"]] == [8 * parameters] * 2
     assert f"{8 * parameters:,}" in capsys.readouterr().out
 
 
