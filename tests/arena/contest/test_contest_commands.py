@@ -143,7 +143,7 @@ def test_what_cannot_be_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "cannot be read" in capsys.readouterr().err
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_contest_with_the_sandbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the miner's command to the validator's: the source trains in sandboxes, wins, and its record can be verified
