@@ -71,6 +71,7 @@ USAGE = """usage: python -m distributed_training.arena COMMAND [...]
   reveal FILE.sealed             reveal it once the round has closed (miners)
   contest --contest SPEC         judge the rounds and set the weights of mechanism 1 (validators)
 """
+READABLE = "a submission can read the standard library, which is the corpus here; to compare strangers' give --text"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,8 @@ def run(config: RunConfig, inner: InnerConfig, limits: Limits) -> None:
     console = Console()
     if who.sandbox is not None:
         console.print(f"submission {who.submission}, each node in a sandbox of kind '{who.sandbox}'", soft_wrap=True)
+        if config.text is None:
+            console.print(f"[yellow]{READABLE}", soft_wrap=True)
     with _progress(console) as progress:
         task = progress.add_task(who.name, total=plan.steps, loss=float("nan"))
         outcome = who.simulate(

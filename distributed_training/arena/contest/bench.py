@@ -127,12 +127,11 @@ def open_bench(spec: ContestSpec, folder: Path, runner: Runner) -> Bench:
         CorpusTooSmall: it has too little text.
     """
     trial = spec.trial
-    text = Path(trial.text).expanduser() if trial.text else None
-    corpus = read_corpus(text, trial.tokenizer, trial.plan(0).size, PAGE)
+    corpus = read_corpus(Path(trial.text).expanduser(), trial.tokenizer, trial.plan(0).size, PAGE)
     if trial.corpus and corpus.fingerprint != trial.corpus:
         raise ConfigurationError(
-            f"the text here has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: trial.text must "
-            "be a copy of the contest's text, or for the standard library's sources this the same version of Python"
+            f"the text in {trial.text} has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: it must "
+            "be a copy of the contest's text"
         )
     return Bench(spec, corpus, folder, runner)
 

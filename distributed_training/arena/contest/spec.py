@@ -60,8 +60,9 @@ class CalendarSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """What one trial of an entry is. `text` is a folder, empty for the standard library's sources; `corpus` pins the
-    fingerprint of what is read, empty takes what is found and writes it into the records. `flops` a second that a node
+    """What one trial of an entry is. `text` is a folder of text files (the standard library's sources will not do: a
+    submission could read them in its sandbox); `corpus` pins the fingerprint of what is read, empty takes what is found
+    and writes it into the records. `flops` a second that a node
     is declared to compute, `bandwidths` in Mbit/s each way, `latency` in seconds of one exchange; `budget` is the
     simulated time, in seconds, within which the loss that counts is reached."""
 
@@ -72,7 +73,7 @@ class TrialSpec:
     steps: int
     evaluate_every: int
     evaluation_samples: int
-    text: str = ""
+    text: str
     corpus: str = ""
     flops: float
     bandwidths: tuple[float, ...]
@@ -81,6 +82,7 @@ class TrialSpec:
 
     def __post_init__(self) -> None:
         _require(self.nodes >= 2, "trial.nodes must be at least 2: who is alone has nobody to communicate with")
+        _require(bool(self.text), "trial.text must name a folder of text files, which all validators have a copy of")
         _require(self.flops > 0, "trial.flops must be positive")
         _require(self.budget > 0, "trial.budget must be positive")
         _require(bool(self.bandwidths), "trial.bandwidths must name at least one link")

@@ -3,9 +3,10 @@
 | name | what | needs |
 |---|---|---|
 | bubblewrap | `bwrap` | the program; a user that is not root, for it can map none but its own |
+| docker | docker.py: a container of an empty image | an engine here that this user may use |
 | namespaces | namespaces.py: the kernel's alone | Linux 5.12, user namespaces |
 
-In both, inside.py adds limits and a system call filter, and looks around (confinement.py) before a submission runs.
+In all, inside.py adds limits and a system call filter, and looks around (confinement.py) before a submission runs.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
 from distributed_training.arena.sandbox import namespaces
+from distributed_training.arena.sandbox.docker import Docker
 from distributed_training.arena.sandbox.environment import (
     DEVICES,
     ENTRY,
@@ -34,7 +37,7 @@ from distributed_training.arena.sandbox.wire import ANSWER, Kind
 from template.clock import Clock, SystemClock
 from template.errors import SandboxUnavailable, SubmissionError
 
-Choice = Literal["auto", "bubblewrap", "namespaces"]
+Choice = Literal["auto", "bubblewrap", "docker", "namespaces"]
 
 
 class Backend(Protocol):
@@ -112,13 +115,16 @@ class Namespaces:
         return Launch(tuple(environment.command(namespaces.__file__, json.dumps(plan))), lifeline=True)
 
 
-BACKENDS: tuple[Backend, ...] = (Bubblewrap(), Namespaces())
+BACKENDS: tuple[Backend, ...] = (Bubblewrap(), Docker(), Namespaces())
 
 
 @contextmanager
 def canary() -> Iterator[str]:
-    """The name of a file of this machine that nobody in a sandbox may see."""
-    with tempfile.NamedTemporaryFile(prefix="sandbox-canary-") as file:
+    """The name of a file of this machine, and of a listening abstract socket, which live in its network: nobody in a
+    sandbox may see either."""
+    with tempfile.NamedTemporaryFile(prefix="sandbox-canary-") as file, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + file.name)
+        listener.listen()
         yield file.name
 
 

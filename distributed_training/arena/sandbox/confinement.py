@@ -16,6 +16,7 @@ from pathlib import Path
 from distributed_training.arena.sandbox.seccomp import install_here
 
 _CAPABILITY_VERSION = 0x20080522
+_ELSEWHERE = ((socket.AF_INET, ("192.0.2.1", 9)), (socket.AF_INET6, ("2001:db8::1", 9)))  # for documentation
 FIRST_PROCESSES = 3  # in a process namespace of its own, a supervisor or two come first
 
 
@@ -24,7 +25,7 @@ class NotConfined(Exception):
 
 
 def confine(limits: Mapping[str, int], canary: str) -> None:
-    """Confine this process for good. `canary`: a file of the machine outside.
+    """Confine this process for good. `canary`: a file of the machine outside, and an abstract socket of its network.
 
     Raises:
         NotConfined: something could be reached that must not be.
@@ -45,7 +46,8 @@ def require_confined(canary: str) -> None:
         "it has capabilities": _has_capabilities(),
         "it sees the machine's files": Path(canary).exists(),
         "it sees the machine's processes": os.getpid() > FIRST_PROCESSES,
-        "it has a network": {name for _, name in socket.if_nameindex()} > {"lo"},
+        "it shares the machine's network": _connects(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + canary),
+        "it has a network": any(_connects(family, socket.SOCK_DGRAM, address) for family, address in _ELSEWHERE),
         "it can write beside its scratch folder": any(
             os.access(path, os.W_OK) for path in ("/", "/usr/lib", "/project")
         ),
@@ -53,6 +55,16 @@ def require_confined(canary: str) -> None:
     wrong = [what for what, holds in found.items() if holds]
     if wrong:
         raise NotConfined(", ".join(wrong))
+
+
+def _connects(family: int, kind: int, address: str | tuple[str, int]) -> bool:
+    """Whether there is such a socket, or for datagrams a way to it: none is sent."""
+    try:
+        with socket.socket(family, kind) as ours:
+            ours.connect(address)
+    except OSError:
+        return False
+    return True
 
 
 def _has_capabilities() -> bool:

@@ -25,7 +25,7 @@ _PIPE = 1 << 20  # bytes, the largest that a pipe may have without privileges
 _CHUNK = 1 << 16
 _TAIL = 2000  # characters of what it printed that a message shows
 _GRACE = 10.0  # seconds for the kernel to end a process that was killed
-_LAST_WORDS = 2.0  # seconds for what it printed before its end, and for its status
+PATIENCE = 10.0  # seconds for the status of a process that ended, and for what it printed before
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Launch:
 class Process:
     """A running sandbox; a context manager that ends it with all that it started."""
 
-    def __init__(self, launch: Launch, output: int, clock: Clock) -> None:
-        """Start it; `output` is how many bytes it may print.
+    def __init__(self, launch: Launch, output: int, clock: Clock, patience: float = PATIENCE) -> None:
+        """Start it; `output` is how many bytes it may print. One that closes its pipe has `patience` seconds to end.
 
         Raises:
             SandboxUnavailable: there is no such program.
         """
-        self._clock, self._most = clock, output
+        self._clock, self._most, self._patience = clock, output, patience
         self._printed, self._tail = 0, b""
         theirs, self._lifeline = os.pipe()
         self._kill_directly = not launch.lifeline
@@ -63,7 +63,8 @@ class Process:
         for pipe in (self._requests, self._answers, errors):
             os.set_blocking(pipe, False)
         for pipe in (self._requests, self._answers):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
+            with contextlib.suppress(PermissionError):  # many pipes of one user: these stay as they are
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
 
     def __enter__(self) -> Process:
         return self
@@ -133,7 +134,10 @@ class Process:
         while True:
             left = deadline - self._clock.monotonic()
             if left <= 0:
-                raise SubmissionError("the submission did not answer in time", reason="late")
+                raise SubmissionError(
+                    "the submission did not answer in time (limits.answer, or limits.wall for all of the run)",
+                    reason="late",
+                )
             poll = select.poll()
             poll.register(pipe, event)
             if self._errors is not None:
@@ -157,7 +161,7 @@ class Process:
     def _ended(self) -> NoReturn:
         """Raises SubmissionError with its status and last words."""
         try:
-            status = _told(self._process.wait(_LAST_WORDS))
+            status = _told(self._process.wait(self._patience))
             self._last_words()
         except subprocess.TimeoutExpired:
             status = "closed its pipe"
@@ -166,7 +170,7 @@ class Process:
         )
 
     def _last_words(self) -> None:
-        deadline = self._clock.monotonic() + _LAST_WORDS
+        deadline = self._clock.monotonic() + self._patience
         while self._errors is not None and (left := deadline - self._clock.monotonic()) > 0:
             if select.select([self._errors], [], [], left)[0]:
                 self._take_output()
@@ -202,6 +206,8 @@ def _streams(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes], IO
 def _told(status: int) -> str:
     """A status as a shell has it, or as a Popen has it, in words."""
     number = -status if status < 0 else status - 128
+    if number == signal.SIGKILL:
+        return "was ended by SIGKILL, as when its CPU-seconds are used up or the machine's memory is"
     if number in set(signal.Signals):
         return f"was ended by {signal.Signals(number).name}"
     return f"ended with status {status}"

@@ -1,8 +1,8 @@
 """A seccomp filter as a BPF program, and how this process puts it over itself: for good, and for all its threads.
 
 `program` is pure: an allow-list (syscalls.py) for one architecture. Threads may be started, processes may not; of
-fcntl, ioctl and prctl only what reads or sets things of the process itself. Everything else fails with ENOSYS, at which
-libraries take their older ways, and a call by another architecture's numbers ends the process. See seccomp(2).
+fcntl, ioctl, prctl and futex only what reads or sets things of the process itself. Everything else fails with ENOSYS,
+at which libraries take their older ways, and a call by another architecture's numbers ends the process. See seccomp(2).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _LOAD, _JUMP_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
 _CLONE_THREAD, _NEW_NAMESPACES = 0x00010000, 0x7E020080  # CLONE_NEW*: NS, CGROUP, UTS, IPC, USER, PID, NET and TIME
+_FUTEX_PRIVATE = 128
 
 # dup, flags, status flags, dup with close-on-exec, size of a pipe; no locks, no leases, no larger pipes
 _FCNTL = (0, 1, 2, 3, 4, 1030, 1032)
@@ -63,6 +64,7 @@ def program(machine: str) -> Program:
         *_by_argument(FILTERED["fcntl"][column], 1, _FCNTL),
         *_by_argument(FILTERED["ioctl"][column], 1, _IOCTL),
         *_by_argument(FILTERED["prctl"][column], 0, _PRCTL),
+        *_private_only(FILTERED["futex"][column]),
         *_threads_only(FILTERED["clone"][column]),
         _return(_FAIL | errno.ENOSYS),
     ]
@@ -97,6 +99,13 @@ def _by_argument(number: int, argument: int, values: Iterable[int]) -> tuple[byt
     """Allow the call with these values of an argument (its lower 32 bits, all that the kernel reads of these)."""
     cases = [part for value in values for part in (_jump(_JUMP_EQUAL, value, 0, 1), _return(_ALLOW))]
     body = [_load(_ARGUMENTS + 8 * argument), *cases, _return(_FAIL | errno.EPERM)]
+    return (_jump(_JUMP_EQUAL, number, 0, len(body)), *body)
+
+
+def _private_only(number: int) -> tuple[bytes, ...]:
+    """Others fail with EINVAL, which the C library bears: it waits for the end of a thread by asking again."""
+    operation = [_load(_ARGUMENTS + 8), _jump(_JUMP_SET, _FUTEX_PRIVATE, 0, 1)]
+    body = [*operation, _return(_ALLOW), _return(_FAIL | errno.EINVAL)]
     return (_jump(_JUMP_EQUAL, number, 0, len(body)), *body)
 
 

@@ -3,8 +3,9 @@
 What is not here is answered with ENOSYS: sockets and all other IPC, new processes (clone is for threads alone), mounts,
 namespaces, ptrace and the memory of others, keys, BPF, io_uring, modules. Some are left out because they would let
 nodes tell each other something past the ledger, although they share no writable file: flock and the locks of fcntl
-(which work on files that can only be read), inotify and leases (who opens them), sysinfo (free memory and the number of
-processes of the whole machine). memfd_create would hold memory that no limit counts.
+(which work on files that can only be read), inotify and leases (who opens them), futexes that are not private (whose
+waiters meet in a page of such a file), statfs and sysinfo (room, memory and processes of the whole machine).
+memfd_create would hold memory that no limit counts.
 """
 
 from __future__ import annotations
@@ -64,8 +65,6 @@ ALLOWED: Mapping[str, Numbers] = {
     "mbind": (237, 235),
     "get_mempolicy": (239, 236),
     "membarrier": (324, 283),
-    "futex": (202, 98),
-    "futex_waitv": (449, 449),
     "set_robust_list": (273, 99),
     "get_robust_list": (274, 100),
     "rseq": (334, 293),
@@ -123,6 +122,7 @@ ALLOWED: Mapping[str, Numbers] = {
 
 # These are allowed by one of their arguments (seccomp.py).
 FILTERED: Mapping[str, tuple[int, int]] = {
+    "futex": (202, 98),
     "clone": (56, 220),
     "prctl": (157, 167),
     "fcntl": (72, 25),

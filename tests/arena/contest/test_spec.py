@@ -95,6 +95,7 @@ def test_impossible_numbers(kind: type, base: Any, change: dict[str, Any], messa
         ({"budget": 0.0}, "trial.budget"),
         ({"bandwidths": ()}, "at least one link"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"text": ""}, "trial.text"),
     ],
 )
 def test_impossible_trials(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from distributed_training.arena.sandbox.backends import Backend, resources
 from distributed_training.arena.sandbox.environment import INSIDE, python_environment
 from distributed_training.arena.sandbox.limits import MEBIBYTE, Limits
-from distributed_training.arena.sandbox.process import Launch, Process
+from distributed_training.arena.sandbox.process import PATIENCE, Launch, Process
 from template.clock import SystemClock
 
 CLOCK = SystemClock()
@@ -36,10 +36,10 @@ plain = dict(operation="all", combine="mean", codec="none", tensor=True, count=1
 """
 
 
-def process(code: str) -> Process:
+def process(code: str, patience: float = PATIENCE) -> Process:
     """A Python process that runs `code` after the prologue."""
     command = (sys.executable, "-I", "-S", "-c", PROLOGUE + code)
-    return Process(Launch(command, lifeline=False), OUTPUT, CLOCK)
+    return Process(Launch(command, lifeline=False), OUTPUT, CLOCK, patience)
 
 
 def shut_in(backend: Backend, code: str) -> Process:
@@ -58,11 +58,12 @@ confine(limits, canary)
 write_answer(sys.stdout.buffer, Kind.READY, 0, {{}}, ())
 answers = os.dup(1)
 os.dup2(2, 1)
+os.read(0, 1)
 """
 
 
 def confined(backend: Backend, code: str, limits: Limits, canary: str) -> Process:
-    """`code` as a submission's would be, but without torch; it is ready first."""
+    """`code` as a submission's would be, but without torch: first it is ready, then it waits for a byte."""
     environment = python_environment()
     command = environment.command("-c", CONFINE + code, json.dumps([resources(limits), canary]))
     return Process(backend.launch(command, environment, limits.scratch * MEBIBYTE), limits.output, CLOCK)

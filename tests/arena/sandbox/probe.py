@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import resource
 import socket
@@ -20,6 +21,8 @@ from contextlib import contextmanager
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
+
+import numpy
 
 TARGETS: dict[str, Any] = globals().get("TARGETS", {})
 libc = ctypes.CDLL(None, use_errno=True)
@@ -149,6 +152,15 @@ def watch_a_shared_file() -> None:
     os.close(called(libc.inotify_init1(0)))
 
 
+def wake_waiters_at_a_shared_file() -> None:
+    with open(os.__file__, "rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as page:
+        place = numpy.frombuffer(page, numpy.uint8)
+        number = {"x86_64": 202, "aarch64": 98}[os.uname().machine]
+        result = libc.syscall(number, ctypes.c_void_p(place.ctypes.data), 1, 1, None, None, 0)
+        del place
+        called(result)
+
+
 def memory_of_the_machine() -> None:
     called(libc.sysinfo(ctypes.create_string_buffer(512)))
 
@@ -235,6 +247,7 @@ ATTACKS: tuple[Callable[[], None], ...] = (
     lock_a_shared_file,
     lock_a_range_of_it,
     watch_a_shared_file,
+    wake_waiters_at_a_shared_file,
     memory_of_the_machine,
     new_namespace,
     outlive_the_parent,

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -41,12 +42,12 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def targets() -> Iterator[dict[str, Any]]:
     """Things to go for, all of which are there."""
-    folder = tmp_path_factory.mktemp("host")
-    (folder / "secret").write_text("secret")
     name = f"arena-{os.getpid()}"
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))  # a socket's path must be short
+        (folder / "secret").write_text("secret")
         listeners = [stack.enter_context(socket.socket(family)) for family in (socket.AF_INET, *[socket.AF_UNIX] * 2)]
         for listener, address in zip(listeners, (("127.0.0.1", 0), str(folder / "s"), "\0" + name), strict=True):
             listener.bind(address)
@@ -110,7 +111,7 @@ def test_nothing_that_is_tried_in_a_sandbox_works(name: str, within: dict[str, s
 PRIVILEGED = {"read_passwords", "become_root", "raise_a_limit", "new_namespace", "memory_of_another"}
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - PRIVILEGED - {"memory_file_of_another"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - PRIVILEGED - {"memory_file_of_another", "read_home"}))
 def test_it_works_outside(name: str, outside: dict[str, str]) -> None:
     """Or the attack would not be one."""
     assert outside[name] == "done"
@@ -151,9 +152,10 @@ def test_a_submission_that_does_not_load(
 )  # fmt: skip
 def test_what_uses_too_much(code: str, reason: str, message: str, backend: Backend) -> None:
     """Of memory, output, CPU time or anybody's patience: it ends, and says at what."""
-    limits = Limits(memory=300, cpu=1)
+    limits = Limits(memory=300, cpu=2)
     with canary() as seen, confined(backend, code, limits, seen) as process:
         await_ready(process, soon())
+        process.write([b"x"], soon())
         with pytest.raises(SubmissionError, match=message) as caught:
             process.read(1, soon(1.5 if reason == "late" else 30.0))
     assert caught.value.reason == reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed_training.arena.sandbox import backends, namespaces
+from distributed_training.arena.sandbox import backends, docker, namespaces
 from distributed_training.arena.sandbox.backends import (
     BACKENDS,
     Backend,
@@ -24,9 +25,10 @@ from distributed_training.arena.sandbox.backends import (
     find_backend,
     start,
 )
+from distributed_training.arena.sandbox.docker import Docker
 from distributed_training.arena.sandbox.environment import Environment, Mount, python_environment
 from distributed_training.arena.sandbox.limits import Limits
-from distributed_training.arena.sandbox.process import Launch
+from distributed_training.arena.sandbox.process import Launch, Process
 from template.errors import ConfigurationError, SandboxUnavailable, SubmissionError
 from tests.arena.sandbox.hostile import CLOCK, shut_in, soon
 
@@ -57,7 +59,8 @@ def test_what_is_seen_from_within(each: Backend) -> None:
     code = (
         "import json, os, socket, sys\n"
         "seen = {path: sorted(os.listdir(path)) for path in ('/', '/project', '/dev')}\n"
-        "seen |= {'user': os.getuid(), 'pid': os.getpid(), 'network': [n for _, n in socket.if_nameindex()]}\n"
+        "ways = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 9))\n"
+        "seen |= {'user': os.getuid(), 'pid': os.getpid(), 'network': ways}\n"
         "print(json.dumps(seen | {'variables': sorted(os.environ)}), file=sys.stderr)"
     )
     seen = json.loads(said(each, code))
@@ -67,7 +70,7 @@ def test_what_is_seen_from_within(each: Backend) -> None:
     assert {"null", "urandom"} <= set(seen["/dev"]) <= {"null", "urandom", "pts", "shm"}
     assert seen["user"] == namespaces.NOBODY
     assert seen["pid"] <= 3
-    assert seen["network"] == ["lo"]
+    assert seen["network"] == errno.ENETUNREACH
     assert {"LANG", "HOME", "OMP_NUM_THREADS"} <= set(seen["variables"])
     assert not {"PATH", "USER", "PYTHONPATH"} & set(seen["variables"])
 
@@ -245,6 +248,77 @@ def test_bubblewrap_is_told_all_promises(monkeypatch: pytest.MonkeyPatch) -> Non
         assert part in text
     assert "--share-net" not in text
     assert not launch.lifeline
+
+
+FAKE = """#!{python}
+import os, sys, time
+with open({calls!r}, "a") as calls:
+    calls.write(" ".join(sys.argv[1:3]) + "\\n")
+match sys.argv[1]:
+    case "image":
+        sys.exit({missing})
+    case "import":
+        sys.exit(sys.stdin.buffer.read() != bytes(10240))
+    case "run":
+        os.write(1, b"x")
+        time.sleep(1000)
+"""
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program called docker that notes how it is called, and whose containers only sleep; the file of its notes."""
+    calls = tmp_path / "calls"
+    program = tmp_path / "docker"
+    program.write_text(FAKE.format(python=sys.executable, calls=str(calls), missing=1))
+    program.chmod(0o755)
+    monkeypatch.setattr(docker.shutil, "which", lambda name: str(program))
+    return calls
+
+
+@pytest.mark.integration
+def test_a_container_is_removed_whatever_happens(engine: Path) -> None:
+    """The image is made when there is none; the container has a name of its own, by which it is removed by force."""
+    launch = Docker().launch(["true"], SMALL, 1)
+    launch = Launch((sys.executable, *launch.command[1:]), lifeline=True)
+    with Process(launch, 10_000, CLOCK) as process:
+        assert process.read(1, soon()) == b"x"
+    image, made, run, removed = engine.read_text().splitlines()
+    assert (image, made, run) == ("image inspect", "import -", "run --name")
+    assert removed == "rm --force"
+
+
+@pytest.mark.integration
+def test_a_container_is_told_all_promises(engine: Path) -> None:
+    """No network, nobody's id, no capabilities, nothing to write to but /tmp of a size; two have different names."""
+    first, second = (Docker().launch(["python", "x"], SMALL, 4096).command for _ in range(2))
+    text = " ".join(first)
+    for part in (
+        "--network none",
+        "--read-only",
+        "--user 65534:65534",
+        "--cap-drop ALL",
+        "--security-opt no-new-privileges",
+        "--tmpfs /tmp:rw,noexec,nosuid,nodev,size=4096",
+        "--volume /usr/lib:/usr/lib:ro --volume /usr/lib:/lib:ro",
+    ):
+        assert part in text
+    assert first[-3:] == (docker.IMAGE, "python", "x")
+    assert len(set(first) ^ set(second)) == 2
+
+
+@pytest.mark.integration
+def test_docker_without_an_engine_cannot_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its client says is told; so is that there is none."""
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\necho 'Cannot connect to the engine' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(docker.shutil, "which", lambda name: str(program))
+    with pytest.raises(SandboxUnavailable, match="docker: Cannot connect to the engine; remedy: install docker"):
+        find_backend("docker")
+    monkeypatch.setattr(docker.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxUnavailable, match="docker is not installed"):
+        find_backend("docker")
 
 
 def test_namespaces_are_told_what_to_show() -> None:

@@ -38,7 +38,7 @@ def verdict(machine: str, number: int, *arguments: int, architecture: int = X86)
             raise AssertionError(f"unknown instruction {kind:#x}")
 
 
-@pytest.mark.parametrize("number", [0, 1, 9, 11, 202, 231, 257, 228])  # read, write, mmap, ..., exit_group, openat
+@pytest.mark.parametrize("number", [0, 1, 9, 11, 231, 257, 228])  # read, write, mmap, ..., exit_group, openat
 def test_what_a_strategy_needs_is_allowed(number: int) -> None:
     """By its number on x86_64."""
     assert verdict("x86_64", number) == ALLOW
@@ -75,6 +75,10 @@ def test_threads_may_be_started_and_processes_may_not() -> None:
         ("fcntl", (3, 1031), DENIED),  # F_SETPIPE_SZ
         ("ioctl", (3, 0x5401), ALLOW),
         ("ioctl", (3, 0x5412), DENIED),  # TIOCSTI
+        ("futex", (0, 128), ALLOW),  # FUTEX_WAIT_PRIVATE
+        ("futex", (0, 137), ALLOW),  # FUTEX_WAIT_BITSET_PRIVATE
+        ("futex", (0, 0), 0x50000 | errno.EINVAL),
+        ("futex", (0, 1), 0x50000 | errno.EINVAL),
         ("prctl", (15,), ALLOW),
         ("prctl", (1, 0), DENIED),  # PR_SET_PDEATHSIG
     ],

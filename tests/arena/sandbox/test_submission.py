@@ -85,7 +85,7 @@ def test_the_command_runs_a_submission(backend: Backend, tmp_path: Path, capsys:
     subject = json.loads(output.read_text())["subject"]
     assert subject["submission"] == source_hash(file.read_bytes())
     assert (subject["strategy"], subject["sandbox"]) == ("submission", backend.name)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 @pytest.mark.parametrize(
