@@ -130,8 +130,8 @@ def open_bench(spec: ContestSpec, folder: Path, runner: Runner) -> Bench:
     corpus = read_corpus(Path(trial.text).expanduser(), trial.tokenizer, trial.plan(0).size, PAGE)
     if trial.corpus and corpus.fingerprint != trial.corpus:
         raise ConfigurationError(
-            f"the text in {trial.text} has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: it must "
-            "be a copy of the contest's text"
+            f"the text in {trial.text} has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: it "
+            "must be a copy of the contest's text"
         )
     return Bench(spec, corpus, folder, runner)
 
