@@ -312,6 +312,20 @@ async def test_what_does_not_take_part(tmp_path: Path) -> None:
         assert await play.weights() == {0: 1.0}
 
 
+async def test_a_full_round_takes_those_that_came_first(tmp_path: Path) -> None:
+    """By the block of the commitment; the others are not run."""
+    async with scene(tmp_path) as play:
+        play.spec = dataclasses.replace(play.spec, rules=dataclasses.replace(play.spec.rules, entries=1))
+        await play.until(11)
+        await play.commit(0, m2=SILENT)
+        await play.commit(0, m1=GOOD)
+        await play.until(23)
+        await play.validator().look()
+        assert play.statuses() == {"m2": "no_communication", "m1": "refused"}
+        assert "full" in play.told("ContestDecided")[-1]["standings"][1]["reason"]
+        assert len(play.runs) == 1
+
+
 async def test_a_place_that_is_silent_costs_nobody_anything(tmp_path: Path) -> None:
     """The round is taken up again; when the next one's turn has come it is void, and the champion stays."""
     async with scene(tmp_path) as play:
