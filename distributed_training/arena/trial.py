@@ -19,6 +19,7 @@ from distributed_training.arena.record import VERSION
 from template.errors import RecordMismatch
 
 ALIKE = 1e-7  # RMS distance of nodes from their mean that rounding explains
+LONGEST = 16  # letters of a name that is shown whole
 _FLOAT = 4  # bytes
 
 
@@ -141,9 +142,11 @@ def trial_of(record: Mapping[str, Any]) -> Trial:
 
 
 def _name(subject: Mapping[str, Any]) -> str:
-    """Of a submission that nobody has put a name to, the beginning of its hash."""
-    name = str(subject["strategy"])
-    return f"{name} {subject['submission'][:12]}" if name == "submission" else name
+    """Of a submission also the beginning of its hash: a hotkey may have several."""
+    name, source = str(subject["strategy"]), subject["submission"]
+    if source is None:
+        return name
+    return f"{name if len(name) <= LONGEST else name[:8] + '…'} {source[:8]}"
 
 
 def _check(trial: Trial) -> None:

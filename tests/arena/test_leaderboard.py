@@ -12,7 +12,7 @@ import pytest
 from distributed_training.arena.__main__ import main
 from distributed_training.arena.leaderboard import compare, entries, rows
 from distributed_training.arena.pareto import front
-from distributed_training.arena.trial import Mark, metric, reached, read_trial, seconds_to
+from distributed_training.arena.trial import Mark, metric, reached, read_trial, seconds_to, trial_of
 from template.errors import ConfigurationError, RecordMismatch
 from tests.arena.contest.material import LINKS, trial, trials
 from tests.arena.small import write_text
@@ -119,6 +119,29 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "not the same: loss, params_sha256; the environment is the same" in capsys.readouterr().err.replace(
         "\n", " "
     )
+
+
+def test_submissions_of_one_hotkey_are_told_apart() -> None:
+    """By the beginning of their hashes."""
+    found = {
+        "subject": {
+            "strategy": "5" * 48,
+            "submission": "ab" * 32,
+            "model": "m",
+            "tokenizer": "t",
+            "flops": 1,
+            "links": {},
+        },
+        "plan": {"seed": 1, "nodes": 2, "steps": 1},
+        "corpus": "",
+        "parameters": 1,
+        "curve": [{"step": step, "loss": 1.0, "spread": 0.0, "seconds": {}} for step in (0, 1)],
+        "nodes": [],
+        "params_sha256": "",
+    }
+    assert trial_of(found).name == "55555555… abababab"
+    found["subject"] |= {"strategy": "diloco", "submission": None}  # type: ignore[operator]
+    assert trial_of(found).name == "diloco"
 
 
 @pytest.mark.parametrize(
