@@ -248,7 +248,9 @@ def report(found: Sequence[Row], folder: Path, machine: Mapping[str, object]) ->
 NOTES = (
     f"A node computes {FLOPS:.3g} operations a second and has a link of {LATENCY * 1000:.0f} ms latency (declared; "
     "bytes are counted). The loss is that of the mean of all nodes' parameters. DDP's loss is its mean at the end; - "
-    "means that a strategy had not reached it with every seed after these steps.",
+    "means that a strategy had not reached it with every seed after these steps. Intervals are of so few seeds that "
+    "strategies whose intervals touch are not told apart; `arena compare` pairs them by seed. The sizes `small` and "
+    "`base` need a GPU and were not run.",
     "",
     "![loss against bytes and time](strategies.png)",
     "",
@@ -256,7 +258,11 @@ NOTES = (
 SWEEP_HEAD = (
     "## What was tried",
     "",
-    f"Seed {TRIED}, the same {STEPS} steps; held-out loss after them. What is not named is the catalogue's.",
+    f"Seed {TRIED}, the same {STEPS} steps; held-out loss after them. What is not named is the catalogue's. The papers' "
+    "outer momentum of 0.9 has not come to its speed after 26 exchanges: DiLoCo with it ends where nodes do that train "
+    "apart with the same learning rate. The catalogue's 0.5 is for runs of this length; one of hundreds of exchanges "
+    "should try 0.9 again. The same goes for SparseLoCo's outer learning rate (2 instead of the paper's 1) and DeMo's "
+    "decay (0.95 instead of 0.999).",
     "",
     "| strategy | tried: loss |",
     "|---|---|",
