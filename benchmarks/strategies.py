@@ -259,10 +259,10 @@ SWEEP_HEAD = (
     "## What was tried",
     "",
     f"Seed {TRIED}, the same {STEPS} steps; held-out loss after them. What is not named is the catalogue's. The "
-    "papers' outer momentum of 0.9 has not come to its speed after 26 exchanges: DiLoCo with it ends where nodes do that train "
-    "apart with the same learning rate. The catalogue's 0.5 is for runs of this length; one of hundreds of exchanges "
-    "should try 0.9 again. The same goes for SparseLoCo's outer learning rate (2 instead of the paper's 1) and DeMo's "
-    "decay (0.95 instead of 0.999).",
+    "papers' outer momentum of 0.9 has not come to its speed after 26 exchanges: DiLoCo with it ends where nodes do "
+    "that train apart with the same learning rate. The catalogue's 0.5 is for runs of this length; one of hundreds of "
+    "exchanges should try 0.9 again. The same goes for SparseLoCo's outer learning rate (2 instead of the paper's 1) "
+    "and DeMo's decay (0.95 instead of 0.999).",
     "",
     "| strategy | tried: loss |",
     "|---|---|",
