@@ -22,6 +22,8 @@ from distributed_training.averaging.codecs.names import parse_pair
 from distributed_training.averaging.rule_names import parse_rule
 from template.errors import AveragingError, ConfigurationError
 
+T = typing.TypeVar("T")
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -314,15 +316,19 @@ def load_run(path: str | Path) -> RunSpec:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return typing.cast(RunSpec, _build(RunSpec, table, ""))
+        return from_table(RunSpec, table)
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
 
 
-def _build(cls: type, table: Mapping[str, Any], prefix: str) -> Any:
-    """Fill a dataclass from a table, refusing unknown and missing keys and wrong types by their dotted name."""
+def from_table(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
+    """Fill a dataclass of sections from a table.
+
+    Raises:
+        ConfigurationError: an unknown or missing key, or a wrong type, by its dotted name.
+    """
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(typing.cast("type[Any]", cls))}
     for key in table:
         _require(key in fields, f"unknown key '{prefix}{key}'; known: {', '.join(sorted(fields))}")
     values: dict[str, Any] = {}
@@ -330,7 +336,8 @@ def _build(cls: type, table: Mapping[str, Any], prefix: str) -> Any:
         if name in table:
             values[name] = _convert(hints[name], table[name], prefix + name)
         else:
-            _require(field.default is not dataclasses.MISSING, f"missing key '{prefix}{name}'")
+            optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            _require(optional, f"missing key '{prefix}{name}'")
     return cls(**values)
 
 
@@ -338,11 +345,14 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
     if dataclasses.is_dataclass(hint):
         _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
-        return _build(typing.cast(type, hint), value, f"{name}.")
+        return from_table(typing.cast("type[Any]", hint), value, f"{name}.")
     if origin is Literal:
         allowed = typing.get_args(hint)
         _require(value in allowed, f"'{name}' must be one of {', '.join(map(str, allowed))}; found {value!r}")
         return value
+    if origin is tuple:
+        _require(isinstance(value, list), f"'{name}' must be a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
     if origin is not None and issubclass(origin, Mapping):
         _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
         return dict(value)

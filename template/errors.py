@@ -21,6 +21,9 @@
     │   └── CorruptState        the bytes are not a state of this run
     ├── StrategyError           a training strategy broke off, or did what no strategy may
     │   └── SubmissionError     a stranger's strategy did, in its sandbox; `.reason` is what
+    ├── ContestError            the contest of strategies
+    │   ├── SubmissionRefused   too large, not Python, or not what was committed; `.reason` is a word
+    │   └── RecordMismatch      a record is damaged, or running it again gives something else
     ├── SandboxUnavailable      nothing here can hold a stranger's code; the message names the remedy
     ├── AveragingError          libp2p, DHT and state transfer (a failed round is an outcome, not an error)
     └── HubError                the model hub
@@ -132,6 +135,22 @@ class SubmissionError(StrategyError):
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ContestError(SubnetError):
+    """The contest of strategies."""
+
+
+class SubmissionRefused(ContestError):
+    """A submission that cannot take part. `reason` is a machine-readable word."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class RecordMismatch(ContestError):
+    """A record of a run is damaged, or running it again gives something else."""
 
 
 class SandboxUnavailable(SubnetError):

@@ -4,11 +4,13 @@ Trains simulated nodes with a strategy in this process, on real text, and shows 
 moved, and how long it would have taken over the declared links. `--output` writes the record of the run as JSON.
 Hyper-parameters of the strategy are given by `--set`, for example `--set period=30 --set codec=int4-block64`.
 `--submission FILE` takes a stranger's strategy instead, in sandboxes (sandbox/submission.py).
-`python -m distributed_training.arena strategies` lists strategies and what can be set.
+`python -m distributed_training.arena strategies` lists strategies and what can be set. The other commands are over
+records (inspection.py) and of the contest (contest/command.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import json
@@ -16,15 +18,34 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from distributed_training.arena.contest.command import (
+    ChainConfig,
+    ContestConfig,
+    RevealConfig,
+    SubmitConfig,
+    judge,
+    reveal,
+    submit,
+)
+from distributed_training.arena.contest.runner import sandboxed
+from distributed_training.arena.contest.spec import links_of
 from distributed_training.arena.corpus import Corpus, read_corpus
-from distributed_training.arena.links import Link
+from distributed_training.arena.inspection import (
+    CompareConfig,
+    LeaderboardConfig,
+    VerifyConfig,
+    show_comparison,
+    show_leaderboard,
+    verify_records,
+)
+from distributed_training.arena.optimizer import InnerConfig
 from distributed_training.arena.record import Subject, record, slowest, times
 from distributed_training.arena.sandbox.backends import Choice, find_backend
 from distributed_training.arena.sandbox.limits import Limits
@@ -33,12 +54,23 @@ from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.sizes import BYTES, size_named
 from distributed_training.run import OptimizerSpec
 from distributed_training.strategies.catalogue import CATALOGUE, Value, build, entry_named
+from template.chain.wallet import WalletConfig
 from template.config import HelpRequested, option, parse
 from template.console import print_error, print_text
 from template.errors import ConfigurationError, SubnetError
+from template.telemetry import TelemetryConfig, open_telemetry
 
-USAGE = "usage: python -m distributed_training.arena run --strategy NAME | --submission FILE [...] | strategies\n"
-MEGABIT = 1e6
+USAGE = """usage: python -m distributed_training.arena COMMAND [...]
+
+  run --strategy NAME            train simulated nodes, and write a record; or run --submission FILE
+  strategies                     what there is, and what can be set
+  leaderboard RECORDS            records side by side
+  compare A B                    two entries, paired by seed
+  verify RECORD                  run a record again: the same to the bit?
+  submit FILE --contest SPEC     commit to a strategy of yours (miners)
+  reveal FILE.sealed             reveal it once the round has closed (miners)
+  contest --contest SPEC         judge the rounds and set the weights of mechanism 1 (validators)
+"""
 READABLE = "a submission can read the standard library, which is the corpus here; to compare strangers' give --text"
 
 
@@ -71,37 +103,6 @@ class RunConfig:
             raise ConfigurationError("give either --strategy NAME or --submission FILE")
         if self.submission is not None and self.set:
             raise ConfigurationError("--set is for strategies by name; a submission has its numbers in its file")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InnerConfig:
-    """The inner optimiser: clipping, linear warm-up and a cosine over the whole run."""
-
-    learning_rate: float = option("highest learning rate", default=2e-3)
-    minimum: float = option("the last one, as a share of it", default=0.1)
-    warmup: float = option("share of the steps", default=0.1)
-    beta1: float = option("AdamW", default=0.9)
-    beta2: float = option("AdamW", default=0.95)
-    epsilon: float = option("AdamW", default=1e-8)
-    weight_decay: float = option("decoupled; of matrices only", default=0.1)
-    clip_norm: float = option("largest norm of a gradient", default=1.0)
-
-    def spec(self, steps: int) -> OptimizerSpec:
-        """For a run of so many steps; raises ConfigurationError for impossible numbers."""
-        return OptimizerSpec(
-            learning_rate=self.learning_rate,
-            minimum_learning_rate=self.learning_rate * self.minimum,
-            warmup_epochs=min(round(self.warmup * steps), steps - 1),
-            decay_epochs=steps,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            epsilon=self.epsilon,
-            weight_decay=self.weight_decay,
-            clip_norm=self.clip_norm,
-        )
-
-
-SECTIONS = {"": RunConfig, "optimizer": InnerConfig, "limits": Limits}
 
 
 def options_of(settings: Sequence[str]) -> dict[str, Value]:
@@ -199,7 +200,6 @@ def _subject(config: RunConfig, plan: Plan, who: Contestant, optimizer: Optimize
     if not config.flops > 0:
         raise ConfigurationError(f"--flops must be positive; found {config.flops}")
     tokenizer = config.tokenizer or ("bytes" if plan.size.vocabulary == BYTES else "distilgpt2")
-    links = {f"{m:g} Mbit/s": Link(bandwidth=m * MEGABIT, latency=config.latency) for m in config.bandwidths}
     return Subject(
         strategy=who.name,
         hyperparameters=who.hyperparameters,
@@ -207,9 +207,7 @@ def _subject(config: RunConfig, plan: Plan, who: Contestant, optimizer: Optimize
         model=config.model,
         tokenizer=tokenizer,
         flops=config.flops,
-        links=links,
-        submission=who.submission,
-        sandbox=who.sandbox,
+        links=links_of(config.bandwidths, config.latency),
     )
 
 
@@ -248,19 +246,17 @@ def _strategies() -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    match argv:
-        case ["strategies"]:
-            Console().print(_strategies())
-            return 0
-        case ["run", *rest]:
-            pass
-        case _:
-            print_text(USAGE)
-            return 0 if argv in (["--help"], ["-h"]) else 2
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["strategies"]:
+        Console().print(_strategies())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        print_text(USAGE)
+        return 0 if argv in (["--help"], ["-h"]) else 2
+    sections, command = COMMANDS[argv[0]]
     try:
-        given = parse(SECTIONS, rest, prog="arena run", description=__doc__.partition("\n")[0])
-        run(given[""], given["optimizer"], given["limits"])
+        given = parse(sections, argv[1:], prog=f"arena {argv[0]}", description=_summary(sections[""]))
+        command(given)
     except HelpRequested as request:
         print_text(str(request))
     except SubnetError as error:
@@ -269,6 +265,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _summary(section: type) -> str:
+    return (section.__doc__ or "").partition("\n")[0]
+
+
+def _judge(given: Given) -> None:
+    telemetry = open_telemetry(given["telemetry"])
+    try:
+        asyncio.run(judge(given[""], given["subtensor"], given["wallet"], sandboxed, telemetry))
+    finally:
+        telemetry.close()
+
+
+Given = Mapping[str, Any]
+_ON_CHAIN: Mapping[str, type] = {"subtensor": ChainConfig, "wallet": WalletConfig}
+
+COMMANDS: Mapping[str, tuple[Mapping[str, type], Callable[[Given], None]]] = {
+    "run": (
+        {"": RunConfig, "optimizer": InnerConfig, "limits": Limits},
+        lambda given: run(given[""], given["optimizer"], given["limits"]),
+    ),
+    "leaderboard": ({"": LeaderboardConfig}, lambda given: show_leaderboard(given[""], Console())),
+    "compare": ({"": CompareConfig}, lambda given: show_comparison(given[""], Console())),
+    "verify": ({"": VerifyConfig}, lambda given: verify_records(given[""], sandboxed(Limits()), Console())),
+    "submit": (
+        {"": SubmitConfig, **_ON_CHAIN},
+        lambda given: asyncio.run(submit(given[""], given["subtensor"], given["wallet"], Console())),
+    ),
+    "reveal": (
+        {"": RevealConfig, "subtensor": ChainConfig},
+        lambda given: asyncio.run(reveal(given[""], given["subtensor"], Console())),
+    ),
+    "contest": ({"": ContestConfig, **_ON_CHAIN, "telemetry": TelemetryConfig}, _judge),
+}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_a_run_leaves_a_record(text: Path, tmp_path: Path, capsys: pytest.Captur
     """With curve, bytes, times at both links, seeds and a hash; the table says the same."""
     found = run(text, tmp_path / "record.json")
     parameters = found["parameters"]
-    assert found["version"] == 1
+    assert found["version"] == 2
     assert found["subject"]["hyperparameters"]["period"] == 2
     assert found["traffic"] == {"sent": 8 * parameters, "received": 8 * parameters, "peak": 8 * parameters}
     assert found["operations"]["outer-gradient"] == found["traffic"]
@@ -42,6 +42,9 @@ def test_a_run_leaves_a_record(text: Path, tmp_path: Path, capsys: pytest.Captur
     assert found["loss"] == found["curve"][-1]["loss"] < found["curve"][0]["loss"]
     wire = 2 * (0.05 + 8 * 4 * parameters / 1e8)
     assert found["seconds"]["100 Mbit/s"] == pytest.approx(wire + 4 * found["step_flops"] / 1e13)
+    tokens = 2 * 4 * 2 * 64  # nodes, steps, samples, tokens of one
+    assert found["tokens_per_second"]["100 Mbit/s"] == pytest.approx(tokens / found["seconds"]["100 Mbit/s"])
+    assert [node["sent"] for node in found["nodes"]] == [8 * parameters] * 2
     assert f"{8 * parameters:,}" in capsys.readouterr().out
 
 

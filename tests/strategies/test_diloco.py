@@ -59,8 +59,8 @@ def sparse(values: np.ndarray) -> np.ndarray:
     [
         (DiLoCo(inner=INNER, period=PERIOD), np.array, 0.0, 0.7, 0.9),
         (DiLoCo(inner=INNER, period=PERIOD, outer_momentum=0.0), np.array, 0.0, 0.7, 0.0),
-        (build("diloco-int4", SPEC, {"period": PERIOD}), lambda v: four_bits(v, 64), 1.0, 0.7, 0.9),
-        (build("diloco-int2", SPEC, {"period": PERIOD}), lambda v: two_bits(v, 512), 1.0, 0.7, 0.9),
+        (build("diloco-int4", SPEC, {"period": PERIOD}), lambda v: four_bits(v, 64), 1.0, 0.7, 0.5),
+        (build("diloco-int2", SPEC, {"period": PERIOD}), lambda v: two_bits(v, 512), 1.0, 0.7, 0.5),
         (DiLoCo(inner=INNER, period=PERIOD, codec="int2-block64"), lambda v: two_bits(v, 64), 0.0, 0.7, 0.9),
         (SparseLoCo(inner=INNER, period=PERIOD), sparse, 0.95, 1.0, 0.0),
     ],
@@ -87,7 +87,7 @@ def test_muloco_is_diloco_with_muon() -> None:
     states = play(ends[0], 2, 5)[0]
     shared = torch.nn.Parameter(initial().double())
     shared.grad = torch.stack([initial().double() - state.params.double() for state in states]).mean(0)
-    torch.optim.SGD([shared], lr=0.7, momentum=0.9, nesterov=True).step()
+    torch.optim.SGD([shared], lr=0.7, momentum=0.5, nesterov=True).step()
     close(play(build("muloco", SPEC, {"period": 5}), 2, 5)[0], [shared.detach()] * 2)
 
 
