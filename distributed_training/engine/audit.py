@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.coordinates import Coordinates, coordinates
-from distributed_training.engine.engine import make_record
+from distributed_training.engine.local_work import make_record
 from distributed_training.engine.replica import Replica
 from distributed_training.model.layout import Layout, Vector
 from distributed_training.protocol import Record

@@ -2,9 +2,10 @@
 
     <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
                                       one before stays for those who are still reading it
-    <folder>/progress.safetensors     the accumulated gradient, with error feedback its residual, and in the metadata
-                                      the records; replaced by rename. With overlap also the parameters before, which
-                                      this epoch is trained at, or else what was accumulated ahead of the next one
+    <folder>/progress.safetensors     the local work's vectors (the accumulated gradient), with error feedback its
+                                      residual, and in the metadata the records; replaced by rename. With overlap
+                                      also the parameters before, which this epoch is trained at, or else what was
+                                      accumulated ahead of the next one
 
 Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
 state, which is dropped: its samples were trained at parameters that are no longer current.
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distributed_training.engine.local_work import ACCUMULATED, Progress
 from distributed_training.engine.records import Work
 from distributed_training.model.files import FILES, MANIFEST, read_manifest, read_state, read_tensors, write_state
 from distributed_training.model.layout import Layout, Vector
@@ -31,6 +33,7 @@ from distributed_training.model.state import State
 from template.errors import CorruptState
 
 PROGRESS = "progress.safetensors"
+AHEAD = {ACCUMULATED: "ahead"}  # names of the vectors of what was done for the next epoch
 _STATE_PATTERN = "state-????????"
 _METADATA_BYTES = 256 * 1024 * 1024
 _WORKS = TypeAdapter(tuple[Work, ...])
@@ -46,22 +49,23 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """What was done for the next epoch: its work, and the sum of n_k g_k, float32 [P]."""
+    """What was done for the next epoch."""
 
     work: Work
-    accumulated: Vector
+    progress: Progress
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An engine as a value: base state, sum of n_k g_k, the work of the kept epochs, what error feedback owes.
+    """An engine as a value: base state, the work of the kept epochs, what error feedback owes.
 
-    The vectors are float32 [P]; `residual` is None in a run without error feedback. `before` is there if this epoch is
-    still trained at the state before, `ahead` if the next one is trained already: never both.
+    `progress` is that of the local work, None if nothing was done. The vectors are float32 [P]; `residual` is None in
+    a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead` if the
+    next one is trained already: never both.
     """
 
     state: State
-    accumulated: Vector
+    progress: Progress | None
     works: tuple[Work, ...]
     residual: Vector | None
     before: Base | None = None
@@ -95,18 +99,20 @@ def take_state(folder: Path, source: Path, epoch: int) -> None:
 
 
 def _vectors(snapshot: Snapshot) -> dict[str, Vector]:
-    vectors = {"accumulated": snapshot.accumulated}
+    vectors = {} if snapshot.progress is None else dict(snapshot.progress.vectors)
     if snapshot.residual is not None:
         vectors["residual"] = snapshot.residual
     if snapshot.before is not None:
         vectors["before"] = snapshot.before.params
     if snapshot.ahead is not None:
-        vectors["ahead"] = snapshot.ahead.accumulated
+        vectors |= {AHEAD[name]: vector for name, vector in snapshot.ahead.progress.vectors.items()}
     return vectors
 
 
 def _metadata(snapshot: Snapshot) -> dict[str, str]:
     metadata = {"works": _WORKS.dump_json(snapshot.works).decode()}
+    if snapshot.progress is not None and snapshot.progress.steps:
+        metadata["steps"] = str(snapshot.progress.steps)
     if snapshot.ahead is not None:
         metadata["ahead"] = snapshot.ahead.work.model_dump_json()
     return metadata
@@ -119,9 +125,11 @@ def state_folder(folder: Path, epoch: int) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], *, error_feedback: bool
+    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], local: Iterable[str], *, error_feedback: bool
 ) -> Snapshot | None:
     """The checkpoint in `folder`, verified; None if there is none.
+
+    `vectors` names those of the state's optimiser, `local` those of the local work's progress.
 
     Raises:
         StateMismatch, CorruptState: as `read_state` does; a damaged progress file.
@@ -131,24 +139,24 @@ def load_checkpoint(
         return None
     state = read_state(complete[-1], layout, run_id, vectors)
     fresh = Work(epoch=state.epoch, state_hash=state.hash, base_hash=state.hash)
-    nothing = np.zeros(layout.size, dtype=np.float32)
-    empty = Snapshot(state, nothing, (fresh,), nothing if error_feedback else None)
-    return _with_progress(empty, folder / PROGRESS)
+    owed = np.zeros(layout.size, dtype=np.float32) if error_feedback else None
+    return _with_progress(Snapshot(state, None, (fresh,), owed), folder / PROGRESS, tuple(local))
 
 
-def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
+def _with_progress(empty: Snapshot, path: Path, local: tuple[str, ...]) -> Snapshot:
     """The snapshot with the progress in `path`, if that was made at the same state."""
     if not path.exists():
         return empty
-    works, ahead = _read_works(path)
+    kept = _read_kept(path)
+    works, ahead = kept.works, kept.ahead
     if not works or works[-1].state_hash != empty.state.hash:
         return empty
     base_hash = works[-1].base_hash
     expected = {
-        "accumulated": True,
+        **dict.fromkeys(local, True),
         "residual": empty.residual is not None,
         "before": ahead is None and base_hash != empty.state.hash,
-        "ahead": ahead is not None,
+        **{AHEAD[name]: ahead is not None for name in local if name in AHEAD},
     }
     shapes = {name: (empty.state.layout.size,) for name, there in expected.items() if there}
     tensors = read_tensors(path, shapes, _METADATA_BYTES)
@@ -156,24 +164,33 @@ def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
         tensors["before"].flags.writeable = False
     return Snapshot(
         empty.state,
-        tensors["accumulated"],
+        Progress({name: tensors[name] for name in local}, kept.steps),
         works,
         tensors.get("residual"),
         before=Base(base_hash, tensors["before"]) if "before" in tensors else None,
-        ahead=Ahead(ahead, tensors["ahead"]) if ahead is not None else None,
+        ahead=None if ahead is None else Ahead(ahead, Progress({name: tensors[AHEAD[name]] for name in local})),
     )
 
 
-def _read_works(path: Path) -> tuple[tuple[Work, ...], Work | None]:
-    """The work of the kept epochs, and that done for the next one if it was begun."""
+@dataclass(frozen=True)
+class _Kept:
+    """The metadata of a progress file: the work of the kept epochs, that of the next one if it was begun, and steps."""
+
+    works: tuple[Work, ...]
+    ahead: Work | None
+    steps: int
+
+
+def _read_kept(path: Path) -> _Kept:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
         works = _WORKS.validate_json(metadata["works"])
-        return works, Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
+        ahead = Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
+        return _Kept(works, ahead, int(metadata.get("steps", "0")))
     except (OSError, SafetensorError) as error:
         raise CorruptState(f"{path} cannot be read: {error}") from error
-    except (KeyError, ValidationError) as error:
+    except (KeyError, ValueError) as error:
         raise CorruptState(f"{path} holds no readable records: {error}") from error
 
 
