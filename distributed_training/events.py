@@ -232,6 +232,7 @@ class Audited(Event):
     gradient_difference: float | None
     alignment: float | None = None
     inflation: float | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from distributed_training.averaging.state_transfer import StateOffer
-from distributed_training.engine.checkpoint import Snapshot, state_folder, take_state
+from distributed_training.engine.checkpoint import Snapshot, standing_folder, state_folder, take_state
 from distributed_training.engine.engine import Engine
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import NotSaved
 from distributed_training.model.chunks import Chunks
 from distributed_training.model.files import read_manifest
+from distributed_training.model.state import State
 from template.errors import StateError
 from template.telemetry import Telemetry
 
@@ -32,6 +33,7 @@ class Keeper:
         self._worker = worker
         self._telemetry = telemetry
         self._offers: dict[int, StateOffer] = {}
+        self._own: dict[str, StateOffer] = {}
         self._saving = asyncio.Lock()
         self._writing = threading.Lock()  # a save that was cancelled still writes to its end
 
@@ -59,6 +61,7 @@ class Keeper:
                 raise StateError(
                     f"the checkpoint cannot be written to {self._folder}: {error}; free some space"
                 ) from error
+            self._own = {standing.hash: self._offer_own(standing) for standing in snapshot.standings}
             epoch = snapshot.state.epoch
             self._offers.pop(epoch, None)
             self._offers[epoch] = offer
@@ -73,6 +76,16 @@ class Keeper:
         """The state of `epoch` as peers may have it; None if it is not kept (any more)."""
         offer = self._offers.get(epoch)
         return offer if offer is not None and self.folder(epoch) is not None else None
+
+    def _offer_own(self, standing: State) -> StateOffer:
+        chunks = Chunks.of(standing.layout, standing.optimizer)
+        folder = standing_folder(self._folder, standing.hash)
+        return StateOffer(state_hash=standing.hash, folder=folder, chunks=chunks, digests=standing.digests)
+
+    def own(self, state_hash: str) -> StateOffer | None:
+        """A state that this neuron's own steps led to, if it is kept (still)."""
+        offer = self._own.get(state_hash)
+        return offer if offer is not None and offer.folder.is_dir() else None
 
     def _write(self, engine: Engine, snapshot: Snapshot, received: Path | None) -> StateOffer:
         state = snapshot.state

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import json
 import tomllib
+import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,6 +212,29 @@ class AveragingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplaySpec:
+    """Audits of a strategy with inner steps: miners commit to where they stand every `stretch` inner steps.
+
+    Of each of at most `audit.miners_per_epoch` miners a validator replays, with the chance `share`, one stretch drawn
+    at random. A replay agrees if parameters and inner state come out at most `tolerance` away from those that the miner
+    committed to, relative to how far the stretch moved them (scoring/replay.py; benchmarks/replay.py measures it).
+    """
+
+    stretch: int
+    share: float
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        _require(self.stretch >= 1, "audit.replay.stretch must be at least 1 inner step")
+        _require(0 < self.share <= 1, "audit.replay.share must lie in (0, 1]")
+        _require(
+            0 < self.tolerance < 1,
+            "audit.replay.tolerance must lie in (0, 1): no two machines agree to the last bit, and who trains nothing "
+            "is off by 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditSpec:
     """What a record shows, how many are recomputed, and what has to agree with what.
 
@@ -236,6 +260,7 @@ class AuditSpec:
     share: float = 0.02
     overhead: float = 0.03
     calibration: str = ""
+    replay: ReplaySpec | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
@@ -274,7 +299,10 @@ class ScoringSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One model being trained."""
+    """One model being trained.
+
+    `strategy` and its `hyperparameters` are, in the file, either one name or a section [strategy] with a `name`.
+    """
 
     name: str
     seed: int
@@ -287,6 +315,7 @@ class RunSpec:
     averaging: AveragingSpec
     audit: AuditSpec
     scoring: ScoringSpec
+    hyperparameters: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
@@ -294,9 +323,15 @@ class RunSpec:
 
     @functools.cached_property  # asked for with every request
     def run_id(self) -> str:
-        """Name and the first 12 hex digits of sha256 over the canonical JSON of the spec."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Name and the first 12 hex digits of sha256 over the canonical JSON of what the spec says."""
+        canonical = json.dumps(_said(dataclasses.asdict(self)), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def _said(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without optional sections that are not there: they change nobody's run id."""
+    kept = {key: _said(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    return {key: value for key, value in kept.items() if value is not None and (key, value) != ("hyperparameters", {})}
 
 
 def load_run(path: str | Path) -> RunSpec:
@@ -314,9 +349,22 @@ def load_run(path: str | Path) -> RunSpec:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return typing.cast(RunSpec, _build(RunSpec, table, ""))
+        return typing.cast(RunSpec, _build(RunSpec, _with_strategy(table), ""))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _with_strategy(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with a section [strategy] taken apart: its name, and the hyper-parameters beside it."""
+    _require("hyperparameters" not in table, "unknown key 'hyperparameters': they stand in [strategy], beside its name")
+    section = table.get("strategy")
+    if not isinstance(section, Mapping):
+        return dict(table)
+    _require("name" in section, "missing key 'strategy.name'")
+    values = {key: value for key, value in section.items() if key != "name"}
+    for key, value in values.items():
+        _require(type(value) in (str, int, float), f"'strategy.{key}' must be a number or text; found {value!r}")
+    return {**table, "strategy": section["name"], "hyperparameters": values}
 
 
 def _build(cls: type, table: Mapping[str, Any], prefix: str) -> Any:
@@ -326,16 +374,19 @@ def _build(cls: type, table: Mapping[str, Any], prefix: str) -> Any:
     for key in table:
         _require(key in fields, f"unknown key '{prefix}{key}'; known: {', '.join(sorted(fields))}")
     values: dict[str, Any] = {}
-    for name, field in fields.items():
+    for name, one in fields.items():
         if name in table:
             values[name] = _convert(hints[name], table[name], prefix + name)
         else:
-            _require(field.default is not dataclasses.MISSING, f"missing key '{prefix}{name}'")
+            optional = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
+            _require(optional, f"missing key '{prefix}{name}'")
     return cls(**values)
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
+    if origin is types.UnionType:  # an optional section
+        return _convert(typing.get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(hint):
         _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
         return _build(typing.cast(type, hint), value, f"{name}.")

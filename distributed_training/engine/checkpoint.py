@@ -2,6 +2,8 @@
 
     <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
                                       one before stays for those who are still reading it
+    <folder>/own-<hash>/              the same files of a state that the miner's own steps led to, and that it has
+                                      committed to in its records
     <folder>/progress.safetensors     the local work's vectors (the accumulated gradient), with error feedback its
                                       residual, and in the metadata the records; replaced by rename. With overlap
                                       also the parameters before, which this epoch is trained at, or else what was
@@ -34,6 +36,7 @@ from template.errors import CorruptState
 
 PROGRESS = "progress.safetensors"
 AHEAD = {ACCUMULATED: "ahead"}  # names of the vectors of what was done for the next epoch
+NONE = "none"  # in the place of a number of steps: there is no local work
 _STATE_PATTERN = "state-????????"
 _METADATA_BYTES = 256 * 1024 * 1024
 _WORKS = TypeAdapter(tuple[Work, ...])
@@ -59,7 +62,8 @@ class Ahead:
 class Snapshot:
     """An engine as a value: base state, the work of the kept epochs, what error feedback owes.
 
-    `progress` is that of the local work, None if nothing was done. The vectors are float32 [P]; `residual` is None in
+    `progress` is that of the local work, None if nothing was done; `standings` are the states that the marks in the
+    works name, as far as they are kept. The vectors are float32 [P]; `residual` is None in
     a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead` if the
     next one is trained already: never both.
     """
@@ -70,6 +74,7 @@ class Snapshot:
     residual: Vector | None
     before: Base | None = None
     ahead: Ahead | None = None
+    standings: tuple[State, ...] = ()
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
@@ -78,6 +83,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     target = folder / f"state-{snapshot.state.epoch:08d}"
     if not _holds(target, snapshot.state.hash):
         _write_aside(folder, target, snapshot.state, config, run_id)
+    _save_standings(folder, snapshot.standings, config, run_id)
     partial = folder / f"{PROGRESS}.partial"
     save_file(_vectors(snapshot), partial, metadata=_metadata(snapshot))
     os.replace(partial, folder / PROGRESS)
@@ -85,6 +91,36 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     for other in folder.glob(_STATE_PATTERN):
         if other not in (target, before):
             shutil.rmtree(other)
+
+
+def _save_standings(folder: Path, standings: Iterable[State], config: Mapping[str, Any], run_id: str) -> None:
+    kept = {standing_folder(folder, standing.hash): standing for standing in standings}
+    for path, standing in kept.items():
+        if not (path / MANIFEST).is_file():
+            write_state(path, standing, config, run_id)
+    for other in folder.glob(standing_folder(folder, "*").name):
+        if other not in kept:
+            shutil.rmtree(other)
+
+
+def standing_folder(folder: Path, state_hash: str) -> Path:
+    """Where the checkpoint in `folder` keeps a state that a miner's own steps led to."""
+    return folder / f"own-{state_hash}"
+
+
+def load_standings(
+    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], hashes: Iterable[str]
+) -> tuple[State, ...]:
+    """Those of the states with these hashes that the checkpoint has.
+
+    Raises:
+        StateMismatch, CorruptState: as `read_state` does.
+    """
+    found = ((standing_folder(folder, state_hash), state_hash) for state_hash in dict.fromkeys(hashes))
+    names = tuple(vectors)
+    return tuple(
+        read_state(path, layout, run_id, names, state_hash) for path, state_hash in found if (path / MANIFEST).is_file()
+    )
 
 
 def take_state(folder: Path, source: Path, epoch: int) -> None:
@@ -111,7 +147,9 @@ def _vectors(snapshot: Snapshot) -> dict[str, Vector]:
 
 def _metadata(snapshot: Snapshot) -> dict[str, str]:
     metadata = {"works": _WORKS.dump_json(snapshot.works).decode()}
-    if snapshot.progress is not None and snapshot.progress.steps:
+    if snapshot.progress is None:
+        metadata["steps"] = NONE
+    elif snapshot.progress.steps:
         metadata["steps"] = str(snapshot.progress.steps)
     if snapshot.ahead is not None:
         metadata["ahead"] = snapshot.ahead.work.model_dump_json()
@@ -153,7 +191,7 @@ def _with_progress(empty: Snapshot, path: Path, local: tuple[str, ...]) -> Snaps
         return empty
     base_hash = works[-1].base_hash
     expected = {
-        **dict.fromkeys(local, True),
+        **dict.fromkeys(local, kept.steps is not None),
         "residual": empty.residual is not None,
         "before": ahead is None and base_hash != empty.state.hash,
         **{AHEAD[name]: ahead is not None for name in local if name in AHEAD},
@@ -164,7 +202,7 @@ def _with_progress(empty: Snapshot, path: Path, local: tuple[str, ...]) -> Snaps
         tensors["before"].flags.writeable = False
     return Snapshot(
         empty.state,
-        Progress({name: tensors[name] for name in local}, kept.steps),
+        None if kept.steps is None else Progress({name: tensors[name] for name in local}, kept.steps),
         works,
         tensors.get("residual"),
         before=Base(base_hash, tensors["before"]) if "before" in tensors else None,
@@ -174,11 +212,12 @@ def _with_progress(empty: Snapshot, path: Path, local: tuple[str, ...]) -> Snaps
 
 @dataclass(frozen=True)
 class _Kept:
-    """The metadata of a progress file: the work of the kept epochs, that of the next one if it was begun, and steps."""
+    """The metadata of a progress file: the work of the kept epochs, that of the next one if it was begun, and the count
+    of inner steps, None if there is no local work."""
 
     works: tuple[Work, ...]
     ahead: Work | None
-    steps: int
+    steps: int | None
 
 
 def _read_kept(path: Path) -> _Kept:
@@ -187,7 +226,8 @@ def _read_kept(path: Path) -> _Kept:
             metadata = file.metadata() or {}
         works = _WORKS.validate_json(metadata["works"])
         ahead = Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
-        return _Kept(works, ahead, int(metadata.get("steps", "0")))
+        steps = metadata.get("steps", "0")
+        return _Kept(works, ahead, None if steps == NONE else int(steps))
     except (OSError, SafetensorError) as error:
         raise CorruptState(f"{path} cannot be read: {error}") from error
     except (KeyError, ValueError) as error:

@@ -13,6 +13,7 @@ may be used from any thread, since what they read is immutable and replaced as a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +23,43 @@ import torch
 
 from distributed_training.averaging.feedback import RESIDUAL, Attempt, ErrorFeedback
 from distributed_training.engine.batch import MicroBatch
-from distributed_training.engine.checkpoint import Ahead, Base, Snapshot, load_checkpoint, save_checkpoint
+from distributed_training.engine.checkpoint import (
+    Ahead,
+    Base,
+    Snapshot,
+    load_checkpoint,
+    load_standings,
+    save_checkpoint,
+)
+from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.inner_steps import InnerSteps, own_vectors
 from distributed_training.engine.local_work import GradientAccumulation, LocalWork
-from distributed_training.engine.records import Work
+from distributed_training.engine.records import Work, mark_of
 from distributed_training.engine.replica import Replica
 from distributed_training.model.files import architecture
 from distributed_training.model.layout import Layout, Vector, flatten
 from distributed_training.model.state import State
-from distributed_training.protocol import Record
+from distributed_training.protocol import Mark, Record
 from distributed_training.run import RunSpec
 from distributed_training.strategies.registry import find_strategy
 from template.clock import Clock, SystemClock
 from template.errors import StateError
 
 _KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
+_KEPT_STANDINGS = 2  # epochs whose marked states are kept, this one and the one before
 
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What a miner puts into the average: sum(n_k g_k) / sum(n_k) over its micro-batches, a copy of its own."""
+    """What a miner puts into the average, a copy of its own, and what it can show for it.
+
+    With gradients it is sum(n_k g_k) / sum(n_k) over the micro-batches, with inner steps what they have moved.
+    """
 
     vector: Vector  # float32 [P]
     samples: int
     records: tuple[Record, ...]
+    marks: tuple[Mark, ...] = ()
 
 
 class Engine:
@@ -65,9 +80,10 @@ class Engine:
         layout = self._replica.layout
         self._local: LocalWork = self._new_local()
         self._spare: LocalWork | None = None  # of the next epoch; made when it is first needed
-        self._feedback = ErrorFeedback(layout.size) if spec.averaging.error_feedback else None
+        self._feedback = ErrorFeedback(layout.size, self._strategy.feedback) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
+        self._standings: dict[str, State] = {}  # that marks name, by hash
         self._before: Base | None = None  # θₑ₋₁, as long as this epoch is trained at it
         self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)), None)
 
@@ -89,6 +105,12 @@ class Engine:
     def vectors(self) -> tuple[str, ...]:
         """Names of the optimiser vectors that a state of this run holds."""
         return self._strategy.vectors
+
+    @property
+    def own_vectors(self) -> tuple[str, ...]:
+        """Names of the vectors beside the parameters in what inner steps lead to; none where there are none."""
+        inner = self._strategy.inner(0)
+        return () if inner is None else own_vectors(inner, self.layout)
 
     @property
     def epoch(self) -> int:
@@ -155,9 +177,12 @@ class Engine:
         work = self.in_training
         if any(record.number == batch.number for record in work.records):
             raise StateError(f"micro-batch {batch.number} was already trained in epoch {work.epoch}")
+        if not work.marks:
+            work = self._marked(work)
         started = self._clock.monotonic()
         record = self._filling.train(self._replica, batch)
-        self._replace(work.with_record(record, self._clock.monotonic() - started))
+        work = work.with_record(record, self._clock.monotonic() - started)
+        self._replace(work if len(work.records) % self._stretch else self._marked(work))
         return record
 
     def go_ahead(self) -> bool:
@@ -177,7 +202,7 @@ class Engine:
         return True
 
     def contribution(self) -> Contribution:
-        """The mean gradient of this epoch so far; accumulation goes on untouched until `apply`.
+        """What this epoch's work has come to so far, and with inner steps a mark of it; it goes on until `apply`.
 
         Raises:
             StateError: nothing was trained yet, so there is no mean.
@@ -185,7 +210,10 @@ class Engine:
         work = self.work
         if not work.samples:
             raise StateError(f"nothing was trained in epoch {work.epoch}: there is nothing to contribute")
-        return Contribution(self._local.contribution(work.samples), work.samples, work.records)
+        if work.marks and work.marks[-1].after != len(work.records):
+            work = self._marked(work)
+            self._works = (*self._works[:-1], work)
+        return Contribution(self._local.contribution(work.samples), work.samples, work.records, work.marks)
 
     def set_aside(self) -> Contribution:
         """The contribution and, in a run with overlap, go on with the next epoch at once.
@@ -270,8 +298,13 @@ class Engine:
             works=self._works,
             residual=None if self._feedback is None else self._feedback.residual,
             before=self._before,
-            ahead=None if self._ahead is None else Ahead(self._ahead, self._filling.progress()),
+            ahead=self._snapshot_ahead(),
+            standings=tuple(self._standings.values()),
         )
+
+    def _snapshot_ahead(self) -> Ahead | None:
+        progress = self._filling.progress()
+        return None if self._ahead is None or progress is None else Ahead(self._ahead, progress)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, accumulated work included."""
@@ -284,6 +317,7 @@ class Engine:
         if self._feedback is not None and snapshot.residual is not None:
             self._feedback.load_state_dict({RESIDUAL: snapshot.residual})
         self._works = snapshot.works
+        self._standings = {standing.hash: standing for standing in snapshot.standings}
         if snapshot.ahead is not None:
             self.go_ahead()
             self._filling.load(snapshot.ahead.progress)
@@ -310,7 +344,9 @@ class Engine:
         )
         if snapshot is None:
             return False
-        self.restore(snapshot)
+        marked = [mark.state for work in snapshot.works for mark in work.marks]
+        standings = load_standings(folder, self.layout, self._spec.run_id, self.own_vectors, marked)
+        self.restore(dataclasses.replace(snapshot, standings=standings))
         return True
 
     @property
@@ -322,7 +358,24 @@ class Engine:
         return self._spare
 
     def _new_local(self) -> LocalWork:
-        return GradientAccumulation(self._spec, self.layout, self._device)
+        if self._strategy.inner(0) is None:
+            return GradientAccumulation(self._spec, self.layout, self._device)
+        return InnerSteps(self._spec, self.layout, self._device, self._strategy)
+
+    @property
+    def _stretch(self) -> int:
+        """Micro-batches between two marks, where there are any."""
+        replay = self._spec.audit.replay
+        return 1 if replay is None else replay.stretch
+
+    def _marked(self, work: Work) -> Work:
+        """The work with a mark of where inner steps have led to; as it is where there are none."""
+        standing = self._filling.standing()
+        if standing is None:
+            return work
+        chosen = coordinates(self._spec.run_id, work.epoch, self.layout, self._spec.audit.coordinates)
+        self._standings[standing.hash] = standing
+        return work.with_mark(mark_of(standing, len(work.records), self._training_params, chosen), self._stretch)
 
     @property
     def _training_params(self) -> Vector:
@@ -352,3 +405,5 @@ class Engine:
         self._local.enter(self._replica)
         earlier = [old for old in self._works if old.epoch < state.epoch]
         self._works = (*earlier[1 - _KEPT_EPOCHS :], work)
+        kept = {mark.state for old in self._works[-_KEPT_STANDINGS:] for mark in old.marks}
+        self._standings = {key: standing for key, standing in self._standings.items() if key in kept}

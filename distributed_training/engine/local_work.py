@@ -21,6 +21,7 @@ from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.replica import Replica
 from distributed_training.model.layout import Layout, Vector
+from distributed_training.model.state import State
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
 
@@ -62,8 +63,11 @@ class LocalWork(Protocol):
     def contribution(self, samples: int) -> Vector:
         """What `samples` samples put into the average, a new float32 [P]; the work goes on untouched."""
 
-    def progress(self) -> Progress:
-        """Where the epoch stands, copied."""
+    def standing(self) -> State | None:
+        """Where steps of its own have led to, copied; None for work that makes none and stays at its base."""
+
+    def progress(self) -> Progress | None:
+        """What a checkpoint must hold, copied; None if that is nothing."""
 
     def load(self, progress: Progress) -> None:
         """Go on from there; `begin` was called for the epoch that it belongs to."""
@@ -107,6 +111,9 @@ class GradientAccumulation:
 
     def load(self, progress: Progress) -> None:
         self._sum.copy_(torch.from_numpy(progress.vectors[ACCUMULATED].copy()))
+
+    def standing(self) -> None:
+        return None
 
     def forget(self) -> None:
         return  # nothing of a sum outlives its epoch

@@ -34,6 +34,11 @@ class Finding(StrEnum):
     NOT_THE_SUM = "what was put into the average is not what the records add up to"
     NOT_ITS_WORK = "what was put into the average does not hold the recomputed work"
     INFLATED = "what was put into the average is larger than the work"
+    NOT_COMMITTED = "it did not commit to the states that its steps led to"
+    OTHER_BASE = "its steps began at other parameters than the epoch's"
+    OTHER_INNER_STATE = "its steps began with another inner state than its last epoch ended with"
+    STEPS_DIFFER = "its steps lead elsewhere"
+    NOT_SHOWN = "it does not show a state that it has committed to"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class AuditResult:
 
     `agreement` lies in [0, 1]: 1 within both tolerances, beyond them the inverse of the larger excess. The differences
     are relative to the validator's numbers; None where they were not compared or do not fit a float. `alignment` and
-    `inflation` are those of a contribution with a recomputed record.
+    `inflation` are those of a contribution with a recomputed record, `drift` that of replayed steps (replay.py).
     """
 
     uid: int
@@ -55,6 +60,7 @@ class AuditResult:
     gradient_difference: float | None
     alignment: float | None = None
     inflation: float | None = None
+    drift: float | None = None
 
 
 def judge(

@@ -1,0 +1,191 @@
+"""Audits of miners that make steps of their own: a stretch of them is replayed from a state that the miner shows.
+
+scoring/replay.py says what is asked and why. Whoever does not show a state that it has committed to is asked again for
+a while; then it has failed, unless most of the others cannot be reached either, which is more likely this validator's
+own line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distributed_training.averaging.codecs.names import parse_pair
+from distributed_training.data.loader import Loader, MicroBatch
+from distributed_training.engine.audit import Auditor
+from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.worker import TrainingWorker
+from distributed_training.events import Unseen
+from distributed_training.model.layout import Vector
+from distributed_training.model.state import State
+from distributed_training.protocol import IsAlive, IsAliveResponse, Mark, Record
+from distributed_training.run import ReplaySpec, RunSpec
+from distributed_training.scoring.gradient import AuditResult
+from distributed_training.scoring.replay import (
+    Origin,
+    Replayed,
+    drawn_stretches,
+    drift,
+    judge_chain,
+    judge_end,
+    judge_replay,
+    not_shown,
+    other_moved,
+)
+from distributed_training.strategies.base import LocalState
+from distributed_training.validator.exhibits import Exhibits
+from distributed_training.validator.inquiry import EpochSeen, Report
+from template.clock import Clock
+from template.errors import AveragingError, StateError
+from template.telemetry import Telemetry
+from template.transport.dendrite import Dendrite, Target
+
+PATIENCE_SECONDS = 60.0  # with a miner that has not written its state to disk yet, or serves others
+PAUSE_SECONDS = 1.0
+ALIVE_SECONDS = 5.0
+
+
+class OwnLineDown(StateError):
+    """Most of the others cannot be reached, so that a miner does not answer says nothing of it."""
+
+
+class ReplayDesk:
+    """Replays for one validator; remembers what each miner's last epoch ended with."""
+
+    def __init__(
+        self,
+        *,
+        uid: int,
+        spec: RunSpec,
+        replay: ReplaySpec,
+        loader: Loader,
+        auditor: Auditor,
+        worker: TrainingWorker,
+        dendrite: Dendrite,
+        exhibits: Exhibits,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self._uid = uid
+        self._telemetry = telemetry
+        self._spec = spec
+        self._replay = replay
+        self._loader = loader
+        self._auditor = auditor
+        self._worker = worker
+        self._dendrite = dendrite
+        self._exhibits = exhibits
+        self._clock = clock
+        self._ends: dict[str, tuple[int, str]] = {}  # by hotkey: the last epoch, and the hash of the inner state
+        codecs = parse_pair(spec.averaging.codec)
+        self._exact = codecs.lossless and not spec.averaging.error_feedback
+        self._zeros = codecs.makes_zeros
+
+    def drawn(self, reports: Mapping[int, Report], seen: EpochSeen, rng: random.Random) -> dict[int, int]:
+        """The stretch of each miner that is to be replayed; only of those that are in the average."""
+        own = {uid: r for uid, r in reports.items() if uid in seen.outcome.participants and uid in seen.peers}
+        records = {uid: _in_order(report.records) for uid, report in own.items()}
+        marks = {uid: report.marks for uid, report in own.items()}
+        return drawn_stretches(records, marks, self._spec.audit, self._replay, rng)
+
+    async def audits(
+        self, target: Target, report: Report, stretch: int | None, seen: EpochSeen, others: Sequence[Target]
+    ) -> list[AuditResult]:
+        """What there is to say of a miner that is in the average; `others` are asked whether it is our own line.
+
+        Raises:
+            DataError, StateError: our corpus, our numbers or our line; nothing that the miner did.
+        """
+        uid, records = target.uid, _in_order(report.records)
+        base = seen.bases[report.base_hash]
+        origin = await self._origin(target.hotkey, seen.epoch, base)
+        chain = judge_chain(uid, seen.epoch, records, report.marks, origin, self._replay.stretch)
+        if report.marks:
+            self._ends[target.hotkey] = (seen.epoch, report.marks[-1].inner)
+        if stretch is None or not chain.passed:
+            return [chain]
+        first, last, end = report.marks[stretch], report.marks[stretch + 1], report.marks[-1]
+        shown = await self._shown(target, (first, last, end), seen)
+        if shown is None:
+            await self._require_own_line(target, others)
+            return [chain, not_shown(uid, seen.epoch)]
+        part = records[first.after : last.after]
+        replayed = await self._replayed(uid, seen.epoch, part, shown[first.state], shown[last.state])
+        found = judge_replay(uid, seen.epoch, part, replayed, self._spec.audit, self._replay)
+        ended = self._judged_end(uid, seen, end, np.subtract(base, shown[end.state].params))
+        return [chain, found, *ended]
+
+    async def _origin(self, hotkey: str, epoch: int, base: Vector) -> Origin:
+        state = State(self._auditor.layout, epoch, base, {})
+        params = await asyncio.to_thread(lambda: state.model_hash)
+        ended, inner = self._ends.get(hotkey, (None, ""))
+        return Origin(params, self._auditor.empty_vectors_hash, inner if ended == epoch - 1 else None)
+
+    async def _shown(self, target: Target, marks: Sequence[Mark], seen: EpochSeen) -> dict[str, State] | None:
+        """The states behind the marks by their hashes; None if the miner does not show one of them."""
+        shown: dict[str, State] = {}
+        for mark in marks:
+            if mark.state not in shown:
+                state = await self._fetched(target, mark, seen)
+                if state is None:
+                    return None
+                shown[mark.state] = state
+        return shown
+
+    async def _fetched(self, target: Target, mark: Mark, seen: EpochSeen) -> State | None:
+        until = self._clock.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await self._exhibits.show(target.uid, seen.peers[target.uid], mark)
+            except (AveragingError, StateError) as error:
+                reason = str(error)
+            if self._clock.monotonic() >= until:
+                self._telemetry.emit(Unseen(uid=self._uid, miner=target.uid, synapse="state", reason=reason))
+                return None
+            await self._clock.sleep(PAUSE_SECONDS)
+
+    async def _require_own_line(self, target: Target, others: Sequence[Target]) -> None:
+        asked = [other for other in others if other.uid != target.uid] or [target]
+        outcomes = await self._dendrite.broadcast(tuple(asked), IsAlive(run_id=self._spec.run_id), ALIVE_SECONDS)
+        reached = sum(isinstance(outcome.response, IsAliveResponse) for outcome in outcomes.values())
+        if 2 * reached < len(asked):
+            raise OwnLineDown(f"only {reached} of {len(asked)} miners can be reached: more likely our own line")
+
+    async def _replayed(self, uid: int, epoch: int, reported: Sequence[Record], start: State, stop: State) -> Replayed:
+        """The stretch computed again, step by step, so that a round never waits for more than one."""
+        records, pages, stood = [], [], self._auditor.stand(start)
+        for record in reported:
+            number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
+            batch = await asyncio.to_thread(self._loader.micro_batch, epoch, uid, number)
+            record, stood = await self._worker.run(functools.partial(self._step, epoch, stood, batch))
+            records.append(record)
+            pages.append(batch.pages)
+        end = self._auditor.arrived(stood)
+        pairs = [(start.params, end.params, stop.params)]
+        pairs += [(start.optimizer[name], end.optimizer[name], stop.optimizer[name]) for name in end.optimizer]
+        worst = await asyncio.to_thread(lambda: max(drift(*vectors) for vectors in pairs))
+        return Replayed(records=tuple(records), pages=tuple(pages), drift=worst)
+
+    def _step(self, epoch: int, stood: LocalState, batch: MicroBatch, engine: object) -> tuple[Record, LocalState]:
+        return self._auditor.step(epoch, stood, batch)
+
+    def _judged_end(self, uid: int, seen: EpochSeen, end: Mark, moved: Vector) -> list[AuditResult]:
+        """What was put into the average against `moved` [P], base - end: where marks show it, and where they do not."""
+        chosen = coordinates(self._spec.run_id, seen.epoch, self._auditor.layout, self._spec.audit.coordinates)
+        if tuple(moved[chosen].tolist()) != end.moved:
+            return [other_moved(uid, seen.epoch)]
+        sightings = seen.outcome.sightings
+        if sightings is None or uid not in sightings.by_uid:
+            return []
+        sent, own = sightings.by_uid[uid].drawn, moved[sightings.drawn]
+        found = judge_end(uid, seen.epoch, sent, own, self._spec.audit, exact=self._exact, zeros=self._zeros)
+        return [] if found is None else [found]
+
+
+def _in_order(records: Sequence[Record]) -> tuple[Record, ...]:
+    """As they were trained: each step starts where the one of the number before ended."""
+    return tuple(sorted(records, key=lambda record: record.number))
