@@ -284,7 +284,7 @@ CHEATS: dict[str, tuple[EngineFactory, int, Finding]] = {
     "other data": (OtherData, 1, Finding.GRADIENT_DIFFERS),
     "no training": (NoTraining, 1, Finding.STEPS_DIFFER),
     "stale": (Stale, 2, Finding.OTHER_BASE),
-    "scaled": (Scaled, 1, Finding.NOT_THE_SUM),
+    "scaled": (Scaled, 1, Finding.NOT_ITS_WORK),
     "scaled in secret": (ScaledInSecret, 1, Finding.NOT_ITS_WORK),
     "invented moments": (InventedMoments, 2, Finding.OTHER_INNER_STATE),
     "uncommitted": (Uncommitted, 1, Finding.NOT_COMMITTED),
