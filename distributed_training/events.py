@@ -236,6 +236,18 @@ class Audited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateShown(Event):
+    """A miner has shown a state that its own steps led to, for a replay; `bytes` of it came in so many seconds."""
+
+    uid: int
+    miner: int
+    epoch: int
+    state_hash: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class AverageNotExplained(Event):
     """In the shares of these `reducers` the average is not what the contributors' records add up to.
 

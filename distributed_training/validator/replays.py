@@ -19,7 +19,8 @@ from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.worker import TrainingWorker
-from distributed_training.events import Unseen
+from distributed_training.events import StateShown, Unseen
+from distributed_training.model.chunks import Chunks
 from distributed_training.model.layout import Vector
 from distributed_training.model.state import State
 from distributed_training.protocol import IsAlive, IsAliveResponse, Mark, Record
@@ -139,14 +140,24 @@ class ReplayDesk:
     async def _fetched(self, target: Target, mark: Mark, seen: EpochSeen) -> State | None:
         until = self._clock.monotonic() + PATIENCE_SECONDS
         while True:
+            started = self._clock.monotonic()
             try:
-                return await self._exhibits.show(target.uid, seen.peers[target.uid], mark)
+                state = await self._exhibits.show(target.uid, seen.peers[target.uid], mark)
             except (AveragingError, StateError) as error:
                 reason = str(error)
+            else:
+                self._tell_shown(target.uid, seen.epoch, state, self._clock.monotonic() - started)
+                return state
             if self._clock.monotonic() >= until:
                 self._telemetry.emit(Unseen(uid=self._uid, miner=target.uid, synapse="state", reason=reason))
                 return None
             await self._clock.sleep(PAUSE_SECONDS)
+
+    def _tell_shown(self, miner: int, epoch: int, state: State, seconds: float) -> None:
+        size = Chunks.of(state.layout, state.optimizer).size
+        self._telemetry.emit(
+            StateShown(uid=self._uid, miner=miner, epoch=epoch, state_hash=state.hash, bytes=size, seconds=seconds)
+        )
 
     async def _require_own_line(self, target: Target, others: Sequence[Target]) -> None:
         asked = [other for other in others if other.uid != target.uid] or [target]
