@@ -121,14 +121,15 @@ def table(found: Mapping[str, Measured], config: LiveConfig) -> str:
         "with audits | fewer |\n|---|---|---|---|---|---|---|---|---|"
     )
     rows = [
-        f"| {one.name} | {one.samples} | {one.rounds} | {one.last_loss:.3f} | {one.last_loss / base.last_loss - 1:+.1%} "
+        f"| {one.name} | {one.samples} | {one.rounds} "
+        f"| {one.last_loss:.3f} | {one.last_loss / base.last_loss - 1:+.1%} "
         f"| {one.per_sample:.0f} | {base.per_sample / one.per_sample:.1f}x "
         f"| {one.with_audits:.0f} | {base.with_audits / one.with_audits:.1f}x |"
         for one in found.values()
     ]
     note = (
-        f"{config.miners} miners, {config.validators} validator(s), loss {base.first_loss:.3f} at the beginning; bytes at "
-        "the socket, sent by all members. Audits: states that miners show for replays, as expected of the run's share"
+        f"{config.miners} miners, {config.validators} validator(s), loss {base.first_loss:.3f} at the beginning; bytes "
+        "at the socket, sent by all members. Audits: states that miners show for replays, as the run's share expects"
         f"; in this run {found[RUNS[1]].shown} bytes were shown."
     )
     return "\n".join([head, *rows, "", note, ""])
