@@ -248,6 +248,7 @@ def _replay_desk(parts: Parts, auditor: Auditor) -> ReplayDesk | None:
         exhibits=exhibits,
         telemetry=base.telemetry,
         clock=base.clock,
+        rng=random.SystemRandom(),
     )
 
 

@@ -233,6 +233,7 @@ class Audited(Event):
     alignment: float | None = None
     inflation: float | None = None
     drift: float | None = None
+    improvement: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,6 +235,22 @@ class ReplaySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImprovementSpec:
+    """Of a miner whose steps are replayed: what its contribution alone does to the loss (scoring/improvement.py).
+
+    On `batches` micro-batches of its own and as many that nobody was given; one that does no good on either with
+    `confidence` fails.
+    """
+
+    batches: int
+    confidence: float
+
+    def __post_init__(self) -> None:
+        _require(self.batches >= 8, "audit.improvement.batches must be at least 8: fewer say too little of the scatter")
+        _require(0.99 <= self.confidence <= 0.999, "audit.improvement.confidence must lie between 0.99 and 0.999")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditSpec:
     """What a record shows, how many are recomputed, and what has to agree with what.
 
@@ -261,6 +277,7 @@ class AuditSpec:
     overhead: float = 0.03
     calibration: str = ""
     replay: ReplaySpec | None = None
+    improvement: ImprovementSpec | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
@@ -272,6 +289,10 @@ class AuditSpec:
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
         _require(0 < self.alignment < 0.6, "audit.alignment must lie in (0, 0.6): honest work has 0.64 or more")
         _require(self.inflation > 1, "audit.inflation must be above 1: a mean is as large as its largest part")
+        _require(
+            self.improvement is None or self.replay is not None,
+            "[audit.improvement] needs [audit.replay]: only then do miners show where their steps led to",
+        )
         _require(not self.calibration or _is_hex(self.calibration, 64), "audit.calibration must be 64 hex digits")
 
 

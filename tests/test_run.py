@@ -40,7 +40,7 @@ def test_values_are_those_of_the_file() -> None:
     """Numbers arrive as written; a whole number is a fine float."""
     run, table = load_run(NANO), tomllib.loads(TEXT)
     unsaid = {"path": "", "configuration": "", "split": "train", "revision": "", "column": "text", "fingerprint": ""}
-    audit = {"calibration": "", "replay": None, **table["audit"]}
+    audit = {"calibration": "", "replay": None, "improvement": None, **table["audit"]}
     said = {**table, "data": {**unsaid, **table["data"]}, "audit": audit, "hyperparameters": {}}
     assert dataclasses.asdict(run) == said
     assert type(run.averaging.connect_seconds) is float
@@ -208,6 +208,7 @@ def test_datasets_are_pinned(changes: dict[str, str], message: str) -> None:
         dataclasses.replace(data, **changes)
 
 
+IMPROVEMENT = "[audit.improvement]\nbatches = 8\nconfidence = 0.99\n"
 SECTION = '[strategy]\nname = "diloco"\nouter_learning_rate = 1\n\n[data]\n'
 
 
@@ -233,6 +234,9 @@ def test_a_strategy_may_have_a_section(tmp_path: Path) -> None:
         ("[scoring]\n", "[audit.replay]\nstretch = 0\nshare = 1\ntolerance = 0.1\n[scoring]\n", r"at least 1 inner"),
         ("[scoring]\n", "[audit.replay]\nstretch = 1\nshare = 0\ntolerance = 0.1\n[scoring]\n", r"share must lie in"),
         ("[scoring]\n", "[audit.replay]\nstretch = 1\nshare = 1\ntolerance = 1\n[scoring]\n", r"tolerance must lie"),
+        ("[scoring]\n", IMPROVEMENT + "[scoring]\n", r"\[audit\.improvement\] needs \[audit\.replay\]"),
+        ("[scoring]\n", IMPROVEMENT.replace("8", "7") + "[scoring]\n", r"batches must be at least 8"),
+        ("[scoring]\n", IMPROVEMENT.replace("0.99", "0.9") + "[scoring]\n", r"confidence must lie between"),
         ("[scoring]\n", "[audit.replay]\nstretch = 1\n[scoring]\n", r"missing key 'audit\.replay\.share'"),
     ],
 )
@@ -249,6 +253,6 @@ def test_what_a_spec_leaves_out_does_not_change_its_run_id() -> None:
     """Runs that were begun before a section could be said keep their id, and with it their checkpoints."""
     run = load_run(NANO)
     table = dataclasses.asdict(run)
-    del table["hyperparameters"], table["audit"]["replay"]
+    del table["hyperparameters"], table["audit"]["replay"], table["audit"]["improvement"]
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))
     assert run.run_id == f"nano-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -19,7 +19,8 @@ Of some, drawn from the validator's own secret when records and marks are there,
    Who did not train is off by 1, who trained on other data or elsewhere by about 1 or more, and who scaled its steps by
    a by |a - 1|. Honest machines differ by rounding (benchmarks/replay.py).
 4. End: base - end is what it has put in, exactly where the codec loses nothing, at coordinates that only the validator
-   knows; with a lossy codec or error feedback its signs and size are (`judge_work` with all of the work).
+   knows; with a lossy codec or error feedback its signs and size are (`judge_work` with all of the work). What a sparse
+   codec has picked is of many epochs: of that only the size is looked at, and garbage is left to the reduction's rule.
 
 Who fakes one stretch of S is found with a chance of share / S an epoch, and loses the pay of `penalty_epochs`.
 """
@@ -31,14 +32,16 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distributed_training.protocol import Mark, Record
 from distributed_training.run import AuditSpec, ReplaySpec
-from distributed_training.scoring.contribution import judge_work
+from distributed_training.scoring.contribution import inflation, judge_work
 from distributed_training.scoring.gradient import AuditResult, Finding, judge
+from distributed_training.scoring.improvement import Improvement
 from distributed_training.scoring.sampling import duplicates
 
 Floats = NDArray[np.float32]
@@ -152,20 +155,38 @@ def judge_replay(
     return replace(worst, drift=shown, agreement=min(worst.agreement, agreement), passed=passed, finding=finding)
 
 
+class Fidelity(StrEnum):
+    """How what was sent lies to what was moved."""
+
+    EXACT = "nothing is lost or added"
+    LOSSY = "a codec has rounded it, and what was owed before may be in it"
+    SPARSE = "most of it is sent later, and what is sent is of many epochs"
+
+
 def judge_end(
-    uid: int, epoch: int, sent: Floats, moved: Floats, audit: AuditSpec, *, exact: bool, zeros: bool
+    uid: int, epoch: int, sent: Floats, moved: Floats, audit: AuditSpec, fidelity: Fidelity, *, zeros: bool
 ) -> AuditResult | None:
     """The fourth question; None if it stays open.
 
+    Of what was sent sparsely only too large a size says something: whose work of this epoch it holds cannot be seen.
+
     Args:
         sent, moved: float32 [n], what came and base - end, at the validator's own coordinates.
-        exact: whether nothing was lost or added on the way.
         zeros: whether the codec makes zeros of small values.
     """
-    if exact:
+    if fidelity is Fidelity.EXACT:
         same = bool(np.array_equal(sent, moved))
         return _contribution(uid, epoch, Finding.AGREES if same else Finding.NOT_ITS_WORK)
-    return judge_work(uid, epoch, sent, moved, 1.0, 1.0, audit, zeros=zeros)
+    if fidelity is Fidelity.LOSSY:
+        return judge_work(uid, epoch, sent, moved, 1.0, 1.0, audit, zeros=zeros)
+    size = inflation(sent, moved, 1.0)
+    return replace(_contribution(uid, epoch, Finding.INFLATED), inflation=size) if size > audit.inflation else None
+
+
+def judge_improvement(uid: int, epoch: int, found: Improvement) -> AuditResult:
+    """Of what a contribution does to the loss."""
+    finding = Finding.NO_IMPROVEMENT if found.none else Finding.AGREES
+    return replace(_contribution(uid, epoch, finding), improvement=found)
 
 
 def not_shown(uid: int, epoch: int) -> AuditResult:

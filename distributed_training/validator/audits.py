@@ -9,6 +9,7 @@ records are recomputed is drawn from the validator's own randomness, and only af
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -113,7 +114,7 @@ class AuditDesk:
                 uid: functools.partial(self._recomputed, uid, report, chosen[uid], seen)
                 for uid, report in reports.items()
             }
-        stretches, desk = self._replays.drawn(reports, seen, self._rng), self._replays
+        stretches, desk = self._replays.drawn(reports, seen), self._replays
         return {
             target.uid: functools.partial(
                 self._replayed, desk, target, reports[target.uid], stretches.get(target.uid), seen, sample
@@ -272,6 +273,7 @@ class AuditDesk:
                 alignment=result.alignment,
                 inflation=result.inflation,
                 drift=result.drift,
+                improvement=None if result.improvement is None else dataclasses.asdict(result.improvement),
             )
         )
         return result

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distributed_training.averaging.codecs.names import parse_pair
-from distributed_training.data.loader import Loader, MicroBatch
+from distributed_training.averaging.codecs.names import PairName, TopKName, parse_pair
+from distributed_training.data.loader import IGNORED, Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.worker import TrainingWorker
@@ -26,13 +26,16 @@ from distributed_training.model.state import State
 from distributed_training.protocol import IsAlive, IsAliveResponse, Mark, Record
 from distributed_training.run import ReplaySpec, RunSpec
 from distributed_training.scoring.gradient import AuditResult
+from distributed_training.scoring.improvement import improvement
 from distributed_training.scoring.replay import (
+    Fidelity,
     Origin,
     Replayed,
     drawn_stretches,
     drift,
     judge_chain,
     judge_end,
+    judge_improvement,
     judge_replay,
     not_shown,
     other_moved,
@@ -55,7 +58,10 @@ class OwnLineDown(StateError):
 
 
 class ReplayDesk:
-    """Replays for one validator; remembers what each miner's last epoch ended with."""
+    """Replays for one validator; remembers what each miner's last epoch ended with.
+
+    `rng` must be unpredictable to miners (`random.SystemRandom` outside tests).
+    """
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class ReplayDesk:
         exhibits: Exhibits,
         telemetry: Telemetry,
         clock: Clock,
+        rng: random.Random,
     ) -> None:
         self._uid = uid
         self._telemetry = telemetry
@@ -81,17 +88,19 @@ class ReplayDesk:
         self._dendrite = dendrite
         self._exhibits = exhibits
         self._clock = clock
+        self._rng = rng
+        self._fresh: tuple[int, Sequence[MicroBatch]] | None = None  # of that epoch, the same for all miners
         self._ends: dict[str, tuple[int, str]] = {}  # by hotkey: the last epoch, and the hash of the inner state
         codecs = parse_pair(spec.averaging.codec)
-        self._exact = codecs.lossless and not spec.averaging.error_feedback
+        self._fidelity = _fidelity(codecs, spec.averaging.error_feedback)
         self._zeros = codecs.makes_zeros
 
-    def drawn(self, reports: Mapping[int, Report], seen: EpochSeen, rng: random.Random) -> dict[int, int]:
+    def drawn(self, reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, int]:
         """The stretch of each miner that is to be replayed; only of those that are in the average."""
         own = {uid: r for uid, r in reports.items() if uid in seen.outcome.participants and uid in seen.peers}
         records = {uid: _in_order(report.records) for uid, report in own.items()}
         marks = {uid: report.marks for uid, report in own.items()}
-        return drawn_stretches(records, marks, self._spec.audit, self._replay, rng)
+        return drawn_stretches(records, marks, self._spec.audit, self._replay, self._rng)
 
     async def audits(
         self, target: Target, report: Report, stretch: int | None, seen: EpochSeen, others: Sequence[Target]
@@ -117,8 +126,9 @@ class ReplayDesk:
         part = records[first.after : last.after]
         replayed = await self._replayed(uid, seen.epoch, part, shown[first.state], shown[last.state])
         found = judge_replay(uid, seen.epoch, part, replayed, self._spec.audit, self._replay)
-        ended = self._judged_end(uid, seen, end, np.subtract(base, shown[end.state].params))
-        return [chain, found, *ended]
+        moved = np.subtract(base, shown[end.state].params)
+        ended = self._judged_end(uid, seen, end, moved)
+        return [chain, found, *ended, *await self._improved(uid, records, seen, base, moved)]
 
     async def _origin(self, hotkey: str, epoch: int, base: Vector) -> Origin:
         state = State(self._auditor.layout, epoch, base, {})
@@ -193,8 +203,52 @@ class ReplayDesk:
         if sightings is None or uid not in sightings.by_uid:
             return []
         sent, own = sightings.by_uid[uid].drawn, moved[sightings.drawn]
-        found = judge_end(uid, seen.epoch, sent, own, self._spec.audit, exact=self._exact, zeros=self._zeros)
+        found = judge_end(uid, seen.epoch, sent, own, self._spec.audit, self._fidelity, zeros=self._zeros)
         return [] if found is None else [found]
+
+    async def _improved(
+        self, uid: int, records: Sequence[Record], seen: EpochSeen, base: Vector, moved: Vector
+    ) -> list[AuditResult]:
+        """What the contribution alone does to the loss, with the weight that it has in the average."""
+        wanted, weights = self._spec.audit.improvement, seen.outcome.weights
+        if wanted is None or uid not in weights or len(records) < wanted.batches:
+            return []
+        fresh = await self._fresh_batches(seen.epoch, wanted.batches)
+        chosen = self._rng.sample(list(records), wanted.batches)
+        own = [await asyncio.to_thread(self._loader.micro_batch, seen.epoch, uid, each.number) for each in chosen]
+        own, fresh = _counting(own), _counting(fresh)
+        if min(len(own), len(fresh)) < wanted.batches // 2:
+            return []
+        probe = base - moved * np.float32(weights[uid] / sum(weights.values()))
+        on_own, on_fresh = await self._gains(base, probe, own), await self._gains(base, probe, fresh)
+        return [judge_improvement(uid, seen.epoch, improvement(on_own, on_fresh, wanted.confidence))]
+
+    async def _fresh_batches(self, epoch: int, count: int) -> Sequence[MicroBatch]:
+        if self._fresh is None or self._fresh[0] != epoch:
+            self._fresh = (epoch, await asyncio.to_thread(self._loader.unassigned, epoch, count, self._rng))
+        return self._fresh[1]
+
+    async def _gains(self, base: Vector, probe: Vector, batches: Sequence[MicroBatch]) -> list[float]:
+        """The loss at `base` less that at `probe`, by micro-batch; a round never waits for more than one."""
+        losses = [
+            [await self._worker.run(functools.partial(self._loss, params, batch)) for batch in batches]
+            for params in (base, probe)
+        ]
+        return [before - after for before, after in zip(*losses, strict=True)]
+
+    def _loss(self, params: Vector, batch: MicroBatch, engine: object) -> float:
+        return self._auditor.held_out_loss(params, [batch])
+
+
+def _fidelity(codecs: PairName, error_feedback: bool) -> Fidelity:
+    if isinstance(codecs.parts, TopKName):
+        return Fidelity.SPARSE
+    return Fidelity.EXACT if codecs.lossless and not error_feedback else Fidelity.LOSSY
+
+
+def _counting(batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """Those that have a label to be measured by."""
+    return [batch for batch in batches if (batch.labels != IGNORED).any()]
 
 
 def _in_order(records: Sequence[Record]) -> tuple[Record, ...]:

@@ -15,6 +15,7 @@ from distributed_training.protocol import Mark, Record
 from distributed_training.run import ReplaySpec
 from distributed_training.scoring.gradient import Finding
 from distributed_training.scoring.replay import (
+    Fidelity,
     Origin,
     Replayed,
     as_records,
@@ -132,15 +133,17 @@ def test_the_end_is_what_was_put_in() -> None:
     moved = np.random.default_rng(0).normal(size=5000).astype(np.float32)
     other = np.random.default_rng(1).normal(size=5000).astype(np.float32)
 
-    def finding(sent: np.ndarray, exact: bool) -> Finding | None:
-        found = judge_end(1, 0, sent, moved, AUDIT, exact=exact, zeros=False)
+    def finding(sent: np.ndarray, fidelity: Fidelity) -> Finding | None:
+        found = judge_end(1, 0, sent, moved, AUDIT, fidelity, zeros=False)
         return None if found is None else found.finding
 
-    assert finding(moved, True) is finding(moved, False) is Finding.AGREES
+    exact, lossy, sparse = Fidelity.EXACT, Fidelity.LOSSY, Fidelity.SPARSE
+    assert finding(moved, exact) is finding(moved, lossy) is Finding.AGREES
     rounded = moved.astype(np.float16).astype(np.float32)
-    assert (finding(rounded, True), finding(rounded, False)) == (Finding.NOT_ITS_WORK, Finding.AGREES)
-    assert finding(other, False) is finding(-moved, False) is Finding.NOT_ITS_WORK
-    assert finding(10 * moved, False) is Finding.INFLATED
+    assert (finding(rounded, exact), finding(rounded, lossy)) == (Finding.NOT_ITS_WORK, Finding.AGREES)
+    assert finding(other, lossy) is finding(-moved, lossy) is Finding.NOT_ITS_WORK
+    assert finding(10 * moved, lossy) is finding(10 * moved, sparse) is Finding.INFLATED
+    assert finding(0.1 * moved, sparse) is None
 
 
 def test_replays_cost_no_more_than_they_may() -> None:

@@ -25,7 +25,7 @@ from distributed_training.engine.records import Work, mark_of
 from distributed_training.model.layout import Vector
 from distributed_training.model.state import State
 from distributed_training.protocol import Record
-from distributed_training.run import ReplaySpec, RunSpec
+from distributed_training.run import ImprovementSpec, ReplaySpec, RunSpec
 from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.gradient import Finding
 from distributed_training.validator import replays
@@ -35,11 +35,12 @@ from distributed_training.validator.replays import ReplayDesk
 from distributed_training.validator.rounds import completed_round
 from template.clock import SystemClock
 from tests.engine import tiny
-from tests.roles import AUDIT, AVERAGING, Subnet, serving, subnet
+from tests.roles import AUDIT, AVERAGING, Subnet, run_spec, serving, subnet
 
 LARGER = dataclasses.replace(tiny.GPT2, config={**tiny.GPT2.config, "n_embd": 64})  # enough coordinates to decide
-REPLAY = ReplaySpec(stretch=2, share=1.0, tolerance=1e-3)
-STEPS = 5
+REPLAY = ReplaySpec(stretch=4, share=1.0, tolerance=1e-3)
+AUDITED = dataclasses.replace(AUDIT, replay=REPLAY, improvement=ImprovementSpec(batches=8, confidence=0.999))
+STEPS = 9  # three stretches, the last of one step
 
 
 class Cheat(Engine):
@@ -220,7 +221,8 @@ def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:
         "telemetry": neuron.telemetry,
         "clock": SystemClock(),
     }
-    return AuditDesk(rng=random.Random(seed), replays=ReplayDesk(replay=replay, exhibits=exhibits, **shared), **shared)
+    shared["rng"] = random.Random(seed)
+    return AuditDesk(replays=ReplayDesk(replay=replay, exhibits=exhibits, **shared), **shared)
 
 
 @asynccontextmanager
@@ -228,7 +230,8 @@ async def court(
     folder: Path, cheat: EngineFactory | None = None, *, serve: bool = True, seed: int = 0, **changes: Any
 ) -> AsyncIterator[Court]:
     """Three miners, of which the first may cheat; they serve what they have committed to."""
-    run = {"strategy": "diloco", "model": LARGER, "audit": dataclasses.replace(AUDIT, replay=REPLAY), **changes}
+    data = dataclasses.replace(run_spec(folder).data, pages_per_epoch=16)
+    run = {"strategy": "diloco", "model": LARGER, "data": data, "audit": AUDITED, **changes}
     engines = {} if cheat is None else {1: cheat}
     async with subnet(folder, 3, attached=False, engines=engines, **run) as net, AsyncExitStack() as stack:
         net.neurons[0].node.attach(net.neurons[0].axon, net.neurons[0].ended.append)
@@ -267,6 +270,8 @@ async def test_honest_miners_pass_every_question(tmp_path: Path, variant: str) -
                 drifts = [audit.drift for audit in evidence[uid].audits if audit.drift is not None]
                 assert len(drifts) == 1
                 assert drifts[0] < REPLAY.tolerance
+                (gained,) = [audit.improvement for audit in evidence[uid].audits if audit.improvement is not None]
+                assert gained.gap_low < gained.gap < gained.gap_high
                 assert evidence[uid].steps.samples > 0
 
 
@@ -296,7 +301,9 @@ async def test_a_cheat_fails_and_nobody_else_does(tmp_path: Path, name: str) -> 
     """Whichever stretch is drawn."""
     make, epochs, finding = CHEATS[name]
     async with court(tmp_path, make) as here:
-        assert finding in await everything_found(here, epochs)
+        found = await everything_found(here, epochs)
+        assert finding in found
+        assert (Finding.NO_IMPROVEMENT in found) is (name == "no training")
 
 
 @pytest.mark.parametrize(("make", "stretch", "epochs"), [(StaleInSecret, 0, 2), (ScaledSteps, 2, 1)])
@@ -312,7 +319,7 @@ async def test_one_false_stretch_is_found_when_it_is_drawn(
         async with court(folder, make) as here:
             found[drawn] = await everything_found(here, epochs)
     assert found[stretch] & {Finding.STEPS_DIFFER, Finding.LOSS_DIFFERS, Finding.GRADIENT_DIFFERS}
-    assert not found[1]
+    assert not found[1] - {Finding.NO_IMPROVEMENT}
 
 
 async def test_who_does_not_show_what_it_has_committed_to_fails(
@@ -335,7 +342,7 @@ async def test_a_failed_attempt_leaves_no_false_mark(tmp_path: Path) -> None:
     async with court(tmp_path) as here:
         await here.net.train(1, 3)
         await here.net.neurons[1].worker.run(lambda engine: engine.contribution())
-        await here.net.train(1, 2, first=3)
+        await here.net.train(1, STEPS - 3, first=3)
         for uid in (2, 3):
             await here.net.train(uid, STEPS)
         seen = await round_of(here.net)
