@@ -174,8 +174,8 @@ def _replayed(row: Row, rules: Rules) -> Iterator[RenderableType]:
     yield table
     for found in (audit.improvement for audit in row.evidence.audits if audit.improvement is not None):
         yield plain(
-            f"its contribution alone lowers the loss by {found.own:.4g} (at most {found.own_high:.4g}) on its own pages "
-            f"and by {found.fresh:.4g} (at most {found.fresh_high:.4g}) on fresh ones; the gap lies between "
+            f"its contribution alone lowers the loss by {found.own:.4g} (at most {found.own_high:.4g}) on its own "
+            f"pages, by {found.fresh:.4g} (at most {found.fresh_high:.4g}) on fresh ones; the gap lies between "
             f"{found.gap_low:.4g} and {found.gap_high:.4g}"
         )
 
