@@ -113,7 +113,7 @@ def calibrate(spec: RunSpec, loader: Loader, config: CalibrateConfig, progress: 
     """
     if spec.audit.replay is not None:
         raise ConfigurationError(
-            f"the strategy '{spec.strategy}' has inner steps, and its records are not computed at θ: calibrate the same "
+            f"the strategy '{spec.strategy}' has inner steps, its records are not computed at θ: calibrate the same "
             'run with strategy = "gradient-averaging", and measure audit.replay.tolerance with benchmarks.replay'
         )
     vocab_size = loader.tokenizer.vocab_size

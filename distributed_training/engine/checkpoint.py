@@ -62,8 +62,8 @@ class Ahead:
 class Snapshot:
     """An engine as a value: base state, the work of the kept epochs, what error feedback owes.
 
-    `progress` is that of the local work, None if nothing was done; `standings` are the states that the marks in the
-    works name, as far as they are kept. The vectors are float32 [P]; `residual` is None in
+    `progress` is that of the local work, None if nothing was done; `marked` are the hashes of the states that the marks
+    in the works name, and `standings` those of them that are in memory. The vectors are float32 [P]; `residual` is None in
     a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead` if the
     next one is trained already: never both.
     """
@@ -75,6 +75,7 @@ class Snapshot:
     before: Base | None = None
     ahead: Ahead | None = None
     standings: tuple[State, ...] = ()
+    marked: frozenset[str] = frozenset()
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
@@ -83,7 +84,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     target = folder / f"state-{snapshot.state.epoch:08d}"
     if not _holds(target, snapshot.state.hash):
         _write_aside(folder, target, snapshot.state, config, run_id)
-    _save_standings(folder, snapshot.standings, config, run_id)
+    _save_standings(folder, snapshot, config, run_id)
     partial = folder / f"{PROGRESS}.partial"
     save_file(_vectors(snapshot), partial, metadata=_metadata(snapshot))
     os.replace(partial, folder / PROGRESS)
@@ -93,11 +94,12 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
             shutil.rmtree(other)
 
 
-def _save_standings(folder: Path, standings: Iterable[State], config: Mapping[str, Any], run_id: str) -> None:
-    kept = {standing_folder(folder, standing.hash): standing for standing in standings}
-    for path, standing in kept.items():
+def _save_standings(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
+    for standing in snapshot.standings:
+        path = standing_folder(folder, standing.hash)
         if not (path / MANIFEST).is_file():
             write_state(path, standing, config, run_id)
+    kept = {standing_folder(folder, state_hash) for state_hash in snapshot.marked}
     for other in folder.glob(standing_folder(folder, "*").name):
         if other not in kept:
             shutil.rmtree(other)
@@ -108,19 +110,14 @@ def standing_folder(folder: Path, state_hash: str) -> Path:
     return folder / f"own-{state_hash}"
 
 
-def load_standings(
-    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], hashes: Iterable[str]
-) -> tuple[State, ...]:
-    """Those of the states with these hashes that the checkpoint has.
+def kept_standing(folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], state_hash: str) -> State | None:
+    """The state with this hash that the miner's own steps led to; None if it is not kept.
 
     Raises:
         StateMismatch, CorruptState: as `read_state` does.
     """
-    found = ((standing_folder(folder, state_hash), state_hash) for state_hash in dict.fromkeys(hashes))
-    names = tuple(vectors)
-    return tuple(
-        read_state(path, layout, run_id, names, state_hash) for path, state_hash in found if (path / MANIFEST).is_file()
-    )
+    path = standing_folder(folder, state_hash)
+    return read_state(path, layout, run_id, vectors, state_hash) if (path / MANIFEST).is_file() else None
 
 
 def take_state(folder: Path, source: Path, epoch: int) -> None:

@@ -13,7 +13,6 @@ may be used from any thread, since what they read is immutable and replaced as a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,8 @@ from distributed_training.engine.checkpoint import (
     Ahead,
     Base,
     Snapshot,
+    kept_standing,
     load_checkpoint,
-    load_standings,
     save_checkpoint,
 )
 from distributed_training.engine.coordinates import coordinates
@@ -45,8 +44,7 @@ from distributed_training.strategies.registry import find_strategy
 from template.clock import Clock, SystemClock
 from template.errors import StateError
 
-_KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
-_KEPT_STANDINGS = 2  # epochs whose marked states are kept, this one and the one before
+KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class Engine:
         self._feedback = ErrorFeedback(layout.size, self._strategy.feedback) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
-        self._standings: dict[str, State] = {}  # that marks name, by hash
+        self._standings: dict[str, State] = {}  # that marks name, by hash, until they are on disk
         self._before: Base | None = None  # θₑ₋₁, as long as this epoch is trained at it
         self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)), None)
 
@@ -300,7 +298,17 @@ class Engine:
             before=self._before,
             ahead=self._snapshot_ahead(),
             standings=tuple(self._standings.values()),
+            marked=self._marked_states,
         )
+
+    def kept_elsewhere(self, standings: Iterable[State]) -> None:
+        """Let go of states that marks name and that are on disk now."""
+        for standing in standings:
+            self._standings.pop(standing.hash, None)
+
+    @property
+    def _marked_states(self) -> frozenset[str]:
+        return frozenset(mark.state for work in self._works for mark in work.marks)
 
     def _snapshot_ahead(self) -> Ahead | None:
         progress = self._filling.progress()
@@ -344,10 +352,12 @@ class Engine:
         )
         if snapshot is None:
             return False
-        marked = [mark.state for work in snapshot.works for mark in work.marks]
-        standings = load_standings(folder, self.layout, self._spec.run_id, self.own_vectors, marked)
-        self.restore(dataclasses.replace(snapshot, standings=standings))
+        self.restore(snapshot)
         return True
+
+    def kept_standing(self, folder: Path, state_hash: str) -> State | None:
+        """A state that marks name, from the checkpoint in `folder`; raises as `read_state` does. Any thread may ask."""
+        return kept_standing(folder, self.layout, self._spec.run_id, self.own_vectors, state_hash)
 
     @property
     def _filling(self) -> LocalWork:
@@ -404,6 +414,6 @@ class Engine:
             work = ahead.model_copy(update={"state_hash": state.hash})
         self._local.enter(self._replica)
         earlier = [old for old in self._works if old.epoch < state.epoch]
-        self._works = (*earlier[1 - _KEPT_EPOCHS :], work)
-        kept = {mark.state for old in self._works[-_KEPT_STANDINGS:] for mark in old.marks}
+        self._works = (*earlier[1 - KEPT_EPOCHS :], work)
+        kept = self._marked_states
         self._standings = {key: standing for key, standing in self._standings.items() if key in kept}

@@ -2,7 +2,7 @@
 
 scoring/replay.py says what is asked and why. Whoever does not show a state that it has committed to is asked again for
 a while; then it has failed, unless most of the others cannot be reached either, which is more likely this validator's
-own line.
+own line, or the run has gone on so far that it may have dropped them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from distributed_training.averaging.codecs.names import PairName, TopKName, pars
 from distributed_training.data.loader import IGNORED, Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.engine import KEPT_EPOCHS
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import StateShown, Unseen
 from distributed_training.model.chunks import Chunks
@@ -55,6 +56,10 @@ ALIVE_SECONDS = 5.0
 
 class OwnLineDown(StateError):
     """Most of the others cannot be reached, so that a miner does not answer says nothing of it."""
+
+
+class TooLate(StateError):
+    """The run has gone on so far that the miner may have dropped the states of this epoch."""
 
 
 class ReplayDesk:
@@ -158,10 +163,16 @@ class ReplayDesk:
             else:
                 self._tell_shown(target.uid, seen.epoch, state, self._clock.monotonic() - started)
                 return state
+            if await self._is_late(seen.epoch):
+                raise TooLate(f"this validator asked too late for the states of epoch {seen.epoch}: {reason}")
             if self._clock.monotonic() >= until:
                 self._telemetry.emit(Unseen(uid=self._uid, miner=target.uid, synapse="state", reason=reason))
                 return None
             await self._clock.sleep(PAUSE_SECONDS)
+
+    async def _is_late(self, epoch: int) -> bool:
+        """Whether a miner may be about to forget the epoch; those that are a little ahead of us, too."""
+        return await self._worker.run(lambda engine: engine.epoch) >= epoch + KEPT_EPOCHS - 1
 
     def _tell_shown(self, miner: int, epoch: int, state: State, seconds: float) -> None:
         size = Chunks.of(state.layout, state.optimizer).size

@@ -129,14 +129,17 @@ def test_marks_say_where_the_steps_led_to() -> None:
     assert (engine.work.marks[0].steps, engine.work.marks[0].inner) == (STEPS, marks[-1].inner)
 
 
-def test_marks_are_kept_for_the_epoch_before() -> None:
-    """A validator asks after the round; older ones go."""
+def test_marked_states_are_kept_as_long_as_records() -> None:
+    """A validator asks after the round; older ones go. Those on disk need not be in memory."""
     engine = Engine(spec(), VOCAB)
-    for _ in range(3):
+    for _ in range(5):
         train(engine)
         engine.apply(engine.contribution().vector)
-    kept = {standing.hash for standing in engine.snapshot().standings}
-    assert kept == {mark.state for mark in engine.work_of(2).marks}
+    kept = {mark.state for epoch in (2, 3, 4) for mark in engine.work_of(epoch).marks}
+    assert {standing.hash for standing in engine.snapshot().standings} == engine.snapshot().marked == kept
+    standings = engine.snapshot().standings
+    engine.kept_elsewhere(standings)
+    assert (engine.snapshot().standings, engine.snapshot().marked) == ((), kept)
 
 
 @pytest.mark.parametrize("name", ["diloco", "muloco"])
@@ -150,7 +153,8 @@ def test_a_restart_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
         second = Engine(spec(name), VOCAB)
         assert second.load(tmp_path)
         assert second.work == first.work
-        assert {s.hash for s in second.snapshot().standings} == {s.hash for s in first.snapshot().standings}
+        for state_hash in first.snapshot().marked:
+            assert second.kept_standing(tmp_path, state_hash) is not None
         for engine in (first, second):
             train(engine, 2, first=7)
         assert np.array_equal(first.contribution().vector, second.contribution().vector)
