@@ -285,25 +285,26 @@ async def everything_found(here: Court, epochs: int) -> set[Finding]:
     return found
 
 
-CHEATS: dict[str, tuple[EngineFactory, int, Finding]] = {
-    "other data": (OtherData, 1, Finding.GRADIENT_DIFFERS),
-    "no training": (NoTraining, 1, Finding.STEPS_DIFFER),
-    "stale": (Stale, 2, Finding.OTHER_BASE),
-    "scaled": (Scaled, 1, Finding.NOT_ITS_WORK),
-    "scaled in secret": (ScaledInSecret, 1, Finding.NOT_ITS_WORK),
-    "invented moments": (InventedMoments, 2, Finding.OTHER_INNER_STATE),
-    "uncommitted": (Uncommitted, 1, Finding.NOT_COMMITTED),
+WORK = {Finding.LOSS_DIFFERS, Finding.GRADIENT_DIFFERS, Finding.STEPS_DIFFER}  # which one depends on the stretch
+CHEATS: dict[str, tuple[EngineFactory, int, set[Finding]]] = {
+    "other data": (OtherData, 1, WORK),
+    "no training": (NoTraining, 1, WORK),
+    "stale": (Stale, 2, {Finding.OTHER_BASE}),
+    "scaled": (Scaled, 1, {Finding.NOT_ITS_WORK}),
+    "scaled in secret": (ScaledInSecret, 1, {Finding.NOT_ITS_WORK}),
+    "invented moments": (InventedMoments, 2, {Finding.OTHER_INNER_STATE}),
+    "uncommitted": (Uncommitted, 1, {Finding.NOT_COMMITTED}),
 }
 
 
 @pytest.mark.parametrize("name", CHEATS)
 async def test_a_cheat_fails_and_nobody_else_does(tmp_path: Path, name: str) -> None:
-    """Whichever stretch is drawn."""
-    make, epochs, finding = CHEATS[name]
+    """Whichever stretch is drawn; one that trains nothing does the model no good either."""
+    make, epochs, findings = CHEATS[name]
     async with court(tmp_path, make) as here:
         found = await everything_found(here, epochs)
-        assert finding in found
-        assert (Finding.NO_IMPROVEMENT in found) is (name == "no training")
+        assert findings & found
+        assert name != "no training" or Finding.NO_IMPROVEMENT in found
 
 
 @pytest.mark.parametrize(("make", "stretch", "epochs"), [(StaleInSecret, 0, 2), (ScaledSteps, 2, 1)])
@@ -318,7 +319,7 @@ async def test_one_false_stretch_is_found_when_it_is_drawn(
         folder.mkdir()
         async with court(folder, make) as here:
             found[drawn] = await everything_found(here, epochs)
-    assert found[stretch] & {Finding.STEPS_DIFFER, Finding.LOSS_DIFFERS, Finding.GRADIENT_DIFFERS}
+    assert found[stretch] & WORK
     assert not found[1] - {Finding.NO_IMPROVEMENT}
 
 
