@@ -64,8 +64,8 @@ class Snapshot:
 
     `progress` is that of the local work, None if nothing was done; `marked` are the hashes of the states that the marks
     in the works name, and `standings` those of them that are in memory. The vectors are float32 [P]; `residual` is
-    None in a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead` if the
-    next one is trained already: never both.
+    None in a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead`
+    if the next one is trained already: never both.
     """
 
     state: State
