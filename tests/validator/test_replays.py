@@ -353,17 +353,16 @@ async def test_a_failed_attempt_leaves_no_false_mark(tmp_path: Path) -> None:
 
 
 async def test_a_validator_that_asks_too_late_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states of an epoch are gone when the run has moved on by as many as are kept."""
+    """The states of an epoch may be gone when the run has moved on by as many as are kept."""
     monkeypatch.setattr(replays, "PATIENCE_SECONDS", 0.0)
-    async with court(tmp_path) as here:
+    async with court(tmp_path, serve=False) as here:
         first = None
-        for _ in range(4):
+        for _ in range(3):
             for uid in (1, 2, 3):
                 await here.net.train(uid, 2)
             seen = await round_of(here.net)
             first = first or seen
-            await asyncio.gather(*(neuron.keeper.save() for neuron in here.net.neurons.values()))
         assert first is not None
         evidence = await here.desk.examine(here.net.chain.metagraph, first)
     assert [failed(each) for each in evidence] == [set()] * 3
-    assert all(each.unobserved for each in evidence)
+    assert all("asked too late" in each.unobserved for each in evidence)
