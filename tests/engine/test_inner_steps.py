@@ -142,7 +142,7 @@ def test_marked_states_are_kept_as_long_as_records() -> None:
     assert (engine.snapshot().standings, engine.snapshot().marked) == ((), kept)
 
 
-@pytest.mark.parametrize("name", ["diloco", "muloco"])
+@pytest.mark.parametrize("name", ["diloco", "muloco", "fedavg"])
 def test_a_restart_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
     """In the middle of an epoch and between two: parameters, moments, steps, marks and what they name."""
     first = trained(spec(name))
