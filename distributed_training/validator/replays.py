@@ -102,6 +102,7 @@ class ReplayDesk:
 
     def drawn(self, reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, int]:
         """The stretch of each miner that is to be replayed; only of those that are in the average."""
+        self._ends = {hotkey: end for hotkey, end in self._ends.items() if end[0] >= seen.epoch - 1}
         own = {uid: r for uid, r in reports.items() if uid in seen.outcome.participants and uid in seen.peers}
         records = {uid: _in_order(report.records) for uid, report in own.items()}
         marks = {uid: report.marks for uid, report in own.items()}
