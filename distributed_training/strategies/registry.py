@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from distributed_training.averaging.codecs.names import TopKName, parse_pair
-from distributed_training.run import OptimizerSpec, RunSpec
+from distributed_training.protocol import MAX_MARKS
+from distributed_training.run import OptimizerSpec, ReplaySpec, RunSpec
 from distributed_training.strategies.checks import require
 from distributed_training.strategies.gradient_averaging import GradientAveraging
 from distributed_training.strategies.hyperparameters import Value, settled
@@ -102,6 +103,11 @@ def find_strategy(spec: RunSpec) -> SharedUpdate:
     return strategy
 
 
+def _most_marks(spec: RunSpec, replay: ReplaySpec) -> int:
+    """Before the first step, after each stretch, and at the end."""
+    return spec.data.pages_per_epoch // spec.data.pages_per_micro_batch // replay.stretch + 2
+
+
 def _require_consistent(spec: RunSpec, strategy: SharedUpdate) -> None:
     name, steps = spec.strategy, strategy.inner(0) is not None
     require(
@@ -113,6 +119,10 @@ def _require_consistent(spec: RunSpec, strategy: SharedUpdate) -> None:
         not steps or spec.audit.replay is not None,
         f"[audit.replay] is missing: what a miner's own steps led to can be checked only from states that it has "
         f"committed to, so the strategy '{name}' needs stretch, share and tolerance",
+    )
+    require(
+        spec.audit.replay is None or _most_marks(spec, spec.audit.replay) <= MAX_MARKS,
+        f"audit.replay.stretch is too short: miners can commit to {MAX_MARKS} states an epoch",
     )
     require(
         steps or spec.audit.replay is None,

@@ -98,6 +98,7 @@ REFUSED = [
     ("diloco", {"averaging": {"codec": "topk32-fp16+fp16"}}, "take the strategy sparseloco"),
     ("diloco", {"audit": spec().audit}, r"\[audit\.replay\] is missing"),
     ("gradient-averaging", {"audit": live("diloco").audit}, r"\[audit\.replay\] must be left out"),
+    ("diloco", {"data": dataclasses.replace(spec().data, pages_per_epoch=5000)}, "stretch is too short"),
     ("muloco", {"epoch": dataclasses.replace(spec().epoch, overlap=True)}, r"epoch\.overlap must be false"),
 ]
 
