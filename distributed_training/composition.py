@@ -43,10 +43,12 @@ from distributed_training.protocol import MAX_GROUP, PeerBinding
 from distributed_training.run import RunSpec, load_run
 from distributed_training.settings import Settings, ValidatorConfig
 from distributed_training.validator.audits import AuditDesk
+from distributed_training.validator.exhibits import PeerExhibits
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.replays import ReplayDesk
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import watching
 from template.chain.connect import connect
@@ -217,6 +219,36 @@ def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
         telemetry=base.telemetry,
         rng=random.SystemRandom(),
         clock=base.clock,
+        replays=_replay_desk(parts, auditor),
+    )
+
+
+def _replay_desk(parts: Parts, auditor: Auditor) -> ReplayDesk | None:
+    base, network, engine = parts.base, parts.network, parts.training.engine
+    replay = base.spec.audit.replay
+    if replay is None:
+        return None
+    exhibits = PeerExhibits(
+        transport=network.peer,
+        binding=network.binding,
+        run_id=base.spec.run_id,
+        layout=engine.layout,
+        vectors=engine.own_vectors,
+        architecture=engine.architecture,
+        folder=base.settings.general.folder,
+    )
+    return ReplayDesk(
+        uid=base.uid,
+        spec=base.spec,
+        replay=replay,
+        loader=base.loader,
+        auditor=auditor,
+        worker=parts.training.worker,
+        dendrite=network.dendrite,
+        exhibits=exhibits,
+        telemetry=base.telemetry,
+        clock=base.clock,
+        rng=random.SystemRandom(),
     )
 
 
@@ -431,6 +463,7 @@ async def _open_network(stack: AsyncExitStack, base: Base, keeper: Keeper) -> Ne
             allow=known.__contains__,
             admit=lambda binding: _admitted(base, known, binding),
             config=settings.states.server(),
+            own=keeper.own,
         )
     )
     binding = sign_binding(hotkey, run_id, peer.peer_id, peer.addresses)

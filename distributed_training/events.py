@@ -232,6 +232,20 @@ class Audited(Event):
     gradient_difference: float | None
     alignment: float | None = None
     inflation: float | None = None
+    drift: float | None = None
+    improvement: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateShown(Event):
+    """A miner has shown a state that its own steps led to, for a replay; `bytes` of it came in so many seconds."""
+
+    uid: int
+    miner: int
+    epoch: int
+    state_hash: str
+    bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -288,13 +288,13 @@ class Node:
         return bases
 
     async def _answer(self, request: AllReduce, result: RoundResult, samples: int, seconds: float) -> AllReduceResponse:
-        work = self._engine.work
+        work, ended = self._engine.work, self._engine.work_of(request.epoch)
         return AllReduceResponse(
             completed=result.average is not None,
             epoch=work.epoch,
             state_hash=work.state_hash,
             samples=samples,
-            records_hash=await asyncio.to_thread(records_hash, self._engine.records_of(request.epoch)),
+            records_hash=await asyncio.to_thread(records_hash, ended.records, ended.marks),
             seconds=seconds,
             failures=result.outcome.failures,
             transfers=result.outcome.transfers,
@@ -304,7 +304,11 @@ class Node:
 
 async def _bound(contribution: Contribution | None) -> str | None:
     """The hash by which a miner stands by its records, told to the whole group before anybody can read them."""
-    return None if contribution is None else await asyncio.to_thread(records_hash, contribution.records)
+    return (
+        None
+        if contribution is None
+        else await asyncio.to_thread(records_hash, contribution.records, contribution.marks)
+    )
 
 
 def _round_finished(

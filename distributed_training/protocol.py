@@ -16,6 +16,7 @@ NOT_YET = "not_yet"  # and when their epoch is not over
 MAX_GROUP = 512
 MAX_RECORDS_PER_PAGE = 256
 MAX_COORDINATES = 1024
+MAX_MARKS = 1024
 MAX_PAGES_PER_MICRO_BATCH = 4096
 
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -78,13 +79,30 @@ class Record(Message):
     gradient: Annotated[tuple[float, ...], Field(max_length=MAX_COORDINATES)]
 
 
+class Mark(Message):
+    """Where a miner's own training stood after the first `after` micro-batches of an epoch, in order of their numbers.
+
+    `steps` is how many steps its inner optimiser has made since it began; `state` the hash of that many steps, the
+    parameters and the inner optimiser's vectors as a state (model/state.py), `params` the model hash in it, `inner` the
+    hash of the rest. `moved` is how far the parameters have come, base - local, at the audit coordinates.
+    """
+
+    after: Samples
+    steps: Epoch
+    state: Hash
+    params: Hash
+    inner: Hash
+    moved: Annotated[tuple[float, ...], Field(max_length=MAX_COORDINATES)]
+
+
 class TrainResponse(Response):
     """The work of one epoch that is over. `records` is the page asked for; `total_records` says how many there are.
 
     `state_hash` is the epoch's state; `base_hash` is the state at whose parameters the records were computed: the same
     or, in a run with overlap, the one before.
     `records_hash` is sha256 over the canonical JSON of all records of the epoch, in order of `number`; it must be the
-    one that the miner told the members of the epoch's round before anything moved.
+    one that the miner told the members of the epoch's round before anything moved. `marks` come with the first page, in
+    a run whose miners make inner steps; the hash covers them, too.
     """
 
     epoch: Epoch
@@ -97,6 +115,7 @@ class TrainResponse(Response):
     samples: Samples
     seconds: Seconds
     batch_size: Annotated[int, Field(ge=1)]
+    marks: Annotated[tuple[Mark, ...], Field(max_length=MAX_MARKS)] = ()
 
 
 class Train(Request):

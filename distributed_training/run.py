@@ -12,9 +12,10 @@ import functools
 import hashlib
 import json
 import tomllib
+import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -213,6 +214,45 @@ class AveragingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplaySpec:
+    """Audits of a strategy with inner steps: miners commit to where they stand every `stretch` inner steps.
+
+    Of each of at most `audit.miners_per_epoch` miners a validator replays, with the chance `share`, one stretch drawn
+    at random. A replay agrees if parameters and inner state come out at most `tolerance` away from those that the miner
+    committed to, relative to how far the stretch moved them (scoring/replay.py; benchmarks/replay.py measures it).
+    """
+
+    stretch: int
+    share: float
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        _require(self.stretch >= 1, "audit.replay.stretch must be at least 1 inner step")
+        _require(0 < self.share <= 1, "audit.replay.share must lie in (0, 1]")
+        _require(
+            0 < self.tolerance < 1,
+            "audit.replay.tolerance must lie in (0, 1): no two machines agree to the last bit, and who trains nothing "
+            "is off by 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImprovementSpec:
+    """Of a miner whose steps are replayed: what its contribution alone does to the loss (scoring/improvement.py).
+
+    On `batches` micro-batches of its own and as many that nobody was given; one that does no good on either with
+    `confidence` fails.
+    """
+
+    batches: int
+    confidence: float
+
+    def __post_init__(self) -> None:
+        _require(self.batches >= 8, "audit.improvement.batches must be at least 8: fewer say too little of the scatter")
+        _require(0.99 <= self.confidence <= 0.999, "audit.improvement.confidence must lie between 0.99 and 0.999")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditSpec:
     """What a record shows, how many are recomputed, and what has to agree with what.
 
@@ -238,6 +278,8 @@ class AuditSpec:
     share: float = 0.02
     overhead: float = 0.03
     calibration: str = ""
+    replay: ReplaySpec | None = None
+    improvement: ImprovementSpec | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
@@ -249,6 +291,10 @@ class AuditSpec:
         _require(0 < self.threshold <= 1, "audit.threshold must lie in (0, 1]")
         _require(0 < self.alignment < 0.6, "audit.alignment must lie in (0, 0.6): honest work has 0.64 or more")
         _require(self.inflation > 1, "audit.inflation must be above 1: a mean is as large as its largest part")
+        _require(
+            self.improvement is None or self.replay is not None,
+            "[audit.improvement] needs [audit.replay]: only then do miners show where their steps led to",
+        )
         _require(not self.calibration or _is_hex(self.calibration, 64), "audit.calibration must be 64 hex digits")
 
 
@@ -276,7 +322,10 @@ class ScoringSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One model being trained."""
+    """One model being trained.
+
+    `strategy` and its `hyperparameters` are, in the file, either one name or a section [strategy] with a `name`.
+    """
 
     name: str
     seed: int
@@ -289,6 +338,7 @@ class RunSpec:
     averaging: AveragingSpec
     audit: AuditSpec
     scoring: ScoringSpec
+    hyperparameters: Mapping[str, str | int | float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ok = self.name and all(c.isascii() and (c.isdigit() or c.islower() or c == "-") for c in self.name)
@@ -296,9 +346,15 @@ class RunSpec:
 
     @functools.cached_property  # asked for with every request
     def run_id(self) -> str:
-        """Name and the first 12 hex digits of sha256 over the canonical JSON of the spec."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Name and the first 12 hex digits of sha256 over the canonical JSON of what the spec says."""
+        canonical = json.dumps(_said(dataclasses.asdict(self)), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+
+
+def _said(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without optional sections that are not there: they change nobody's run id."""
+    kept = {key: _said(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    return {key: value for key, value in kept.items() if value is not None and (key, value) != ("hyperparameters", {})}
 
 
 def load_run(path: str | Path) -> RunSpec:
@@ -316,9 +372,22 @@ def load_run(path: str | Path) -> RunSpec:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read as TOML: {error}") from error
     try:
-        return from_table(RunSpec, table)
+        return from_table(RunSpec, _with_strategy(table))
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
+
+
+def _with_strategy(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with a section [strategy] taken apart: its name, and the hyper-parameters beside it."""
+    _require("hyperparameters" not in table, "unknown key 'hyperparameters': they stand in [strategy], beside its name")
+    section = table.get("strategy")
+    if not isinstance(section, Mapping):
+        return dict(table)
+    _require("name" in section, "missing key 'strategy.name'")
+    values = {key: value for key, value in section.items() if key != "name"}
+    for key, value in values.items():
+        _require(type(value) in (str, int, float), f"'strategy.{key}' must be a number or text; found {value!r}")
+    return {**table, "strategy": section["name"], "hyperparameters": values}
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
@@ -332,17 +401,19 @@ def from_table(cls: type[T], table: Mapping[str, Any], prefix: str = "") -> T:
     for key in table:
         _require(key in fields, f"unknown key '{prefix}{key}'; known: {', '.join(sorted(fields))}")
     values: dict[str, Any] = {}
-    for name, field in fields.items():
+    for name, one in fields.items():
         if name in table:
             values[name] = _convert(hints[name], table[name], prefix + name)
         else:
-            optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+            optional = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
             _require(optional, f"missing key '{prefix}{name}'")
     return cls(**values)
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
     origin = typing.get_origin(hint)
+    if origin is types.UnionType:  # an optional section
+        return _convert(typing.get_args(hint)[0], value, name)
     if dataclasses.is_dataclass(hint):
         _require(isinstance(value, Mapping), f"'{name}' must be a section [{name}]")
         return from_table(typing.cast("type[Any]", hint), value, f"{name}.")

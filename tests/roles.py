@@ -385,6 +385,7 @@ def serving(neuron: Neuron) -> StateServer:
         neuron.transport,
         run_id=neuron.averager._run_id,
         provider=neuron.keeper.offer,
+        own=neuron.keeper.own,
         allow=neuron.known.__contains__,
         admit=lambda _: False,
     )

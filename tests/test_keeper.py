@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import shutil
 import threading
@@ -15,8 +16,9 @@ from distributed_training.engine.checkpoint import Snapshot
 from distributed_training.engine.engine import Engine
 from distributed_training.keeper import Keeper
 from distributed_training.model.chunk_files import ChunkReader
+from distributed_training.run import ReplaySpec
 from template.errors import StateError
-from tests.roles import Neuron, subnet
+from tests.roles import AUDIT, Neuron, subnet
 
 
 async def end_epoch(neuron: Neuron) -> None:
@@ -130,3 +132,23 @@ async def test_training_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: 
         again = Engine(net.spec, net.loader.tokenizer.vocab_size)
         assert again.load(tmp_path / "checkpoint1")
         assert again.records == neuron.engine.records
+
+
+async def test_states_that_a_miner_has_committed_to_can_be_asked_for(tmp_path: Path) -> None:
+    """By their hashes, before and after a restart, from disk; a damaged one is lost and stops nothing."""
+    audit = dataclasses.replace(AUDIT, replay=ReplaySpec(stretch=2, share=1.0, tolerance=0.1))
+    async with subnet(tmp_path, miners=1, strategy="diloco", audit=audit) as net:
+        neuron = net.neurons[1]
+        await net.train(1, 4)
+        await neuron.keeper.save()
+        marks = [mark.state for mark in neuron.engine.work.marks]
+        assert len(marks) == 3
+        assert neuron.engine.snapshot().standings == ()
+        first = [neuron.keeper.own(state_hash) for state_hash in marks]
+        again = Keeper(tmp_path / "checkpoint1", neuron.worker, neuron.telemetry)
+        (tmp_path / "checkpoint1" / f"own-{marks[1]}" / "state.json").write_text("{}")
+        await again.save()
+        second = [again.own(state_hash) for state_hash in marks]
+        assert all(first)
+        assert second == [first[0], None, first[2]]
+        assert neuron.keeper.own("f" * 64) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import subprocess
 import sys
 import tomllib
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed_training.run import RunSpec, load_run
+from distributed_training.run import ReplaySpec, RunSpec, load_run
 from template.errors import ConfigurationError
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +40,9 @@ def test_values_are_those_of_the_file() -> None:
     """Numbers arrive as written; a whole number is a fine float."""
     run, table = load_run(NANO), tomllib.loads(TEXT)
     unsaid = {"path": "", "configuration": "", "split": "train", "revision": "", "column": "text", "fingerprint": ""}
-    audit = {"calibration": "", **table["audit"]}
-    assert dataclasses.asdict(run) == {**table, "data": {**unsaid, **table["data"]}, "audit": audit}
+    audit = {"calibration": "", "replay": None, "improvement": None, **table["audit"]}
+    said = {**table, "data": {**unsaid, **table["data"]}, "audit": audit, "hyperparameters": {}}
+    assert dataclasses.asdict(run) == said
     assert type(run.averaging.connect_seconds) is float
 
 
@@ -140,6 +143,7 @@ def test_any_changed_number_changes_the_run_id(field: str, factor: float) -> Non
 def test_every_section_is_part_of_the_run_id() -> None:
     """The hash covers the whole spec, to the last section."""
     run = load_run(NANO)
+    assert dataclasses.replace(run, hyperparameters={"outer_momentum": 0.5}).run_id != run.run_id
     ids = {run.run_id, dataclasses.replace(run, seed=2).run_id, dataclasses.replace(run, strategy="diloco").run_id}
     for section, field in [("epoch", "max_blocks"), ("averaging", "commit_seconds"), ("scoring", "penalty_epochs")]:
         ids.add(with_number(run, section, field, 2).run_id)
@@ -202,3 +206,53 @@ def test_datasets_are_pinned(changes: dict[str, str], message: str) -> None:
     data = load_run(ROOT / "runs" / "gpt2-fineweb.toml").data
     with pytest.raises(ConfigurationError, match=message):
         dataclasses.replace(data, **changes)
+
+
+IMPROVEMENT = "[audit.improvement]\nbatches = 8\nconfidence = 0.99\n"
+SECTION = '[strategy]\nname = "diloco"\nouter_learning_rate = 1\n\n[data]\n'
+
+
+def test_a_strategy_may_have_a_section(tmp_path: Path) -> None:
+    """Its name, and whatever hyper-parameters it has, as written."""
+    path = tmp_path / "run.toml"
+    path.write_text(TEXT.replace('strategy = "gradient-averaging"\n', "").replace("[data]\n", SECTION))
+    run = load_run(path)
+    assert (run.strategy, run.hyperparameters) == ("diloco", {"outer_learning_rate": 1})
+    replay = "[audit.replay]\nstretch = 8\nshare = 0.5\ntolerance = 0.1\n\n[scoring]\n"
+    path.write_text(path.read_text().replace("[scoring]\n", replay))
+    assert load_run(path).audit.replay == ReplaySpec(stretch=8, share=0.5, tolerance=0.1)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "diloco"\n', "", r"missing key 'strategy\.name'"),
+        ("outer_learning_rate = 1", "outer_learning_rate = [1]", r"'strategy\.outer_learning_rate' must be a number"),
+        ("outer_learning_rate = 1", "outer_learning_rate = true", r"must be a number or text; found True"),
+        ('name = "diloco"', "name = 3", r"'strategy' must be of type str; found 3"),
+        ("[strategy]\n", "[hyperparameters]\na = 1\n[strategy]\n", r"they stand in \[strategy\], beside its name"),
+        ("[scoring]\n", "[audit.replay]\nstretch = 0\nshare = 1\ntolerance = 0.1\n[scoring]\n", r"at least 1 inner"),
+        ("[scoring]\n", "[audit.replay]\nstretch = 1\nshare = 0\ntolerance = 0.1\n[scoring]\n", r"share must lie in"),
+        ("[scoring]\n", "[audit.replay]\nstretch = 1\nshare = 1\ntolerance = 1\n[scoring]\n", r"tolerance must lie"),
+        ("[scoring]\n", IMPROVEMENT + "[scoring]\n", r"\[audit\.improvement\] needs \[audit\.replay\]"),
+        ("[scoring]\n", IMPROVEMENT.replace("8", "7") + "[scoring]\n", r"batches must be at least 8"),
+        ("[scoring]\n", IMPROVEMENT.replace("0.99", "0.9") + "[scoring]\n", r"confidence must lie between"),
+        ("[scoring]\n", "[audit.replay]\nstretch = 1\n[scoring]\n", r"missing key 'audit\.replay\.share'"),
+    ],
+)
+def test_impossible_strategies_and_replays_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    """Each with its dotted name."""
+    path = tmp_path / "run.toml"
+    text = TEXT.replace('strategy = "gradient-averaging"\n', "").replace("[data]\n", SECTION)
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigurationError, match=message):
+        load_run(path)
+
+
+def test_what_a_spec_leaves_out_does_not_change_its_run_id() -> None:
+    """Runs that were begun before a section could be said keep their id, and with it their checkpoints."""
+    run = load_run(NANO)
+    table = dataclasses.asdict(run)
+    del table["hyperparameters"], table["audit"]["replay"], table["audit"]["improvement"]
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+    assert run.run_id == f"nano-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -53,7 +53,8 @@ from distributed_training.arena.sandbox.submission import run_submission, source
 from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.sizes import BYTES, size_named
 from distributed_training.run import OptimizerSpec
-from distributed_training.strategies.catalogue import CATALOGUE, Value, build, entry_named
+from distributed_training.strategies.catalogue import CATALOGUE, build, entry_named
+from distributed_training.strategies.hyperparameters import Value
 from template.chain.wallet import WalletConfig
 from template.config import HelpRequested, option, parse
 from template.console import print_error, print_text

@@ -18,7 +18,7 @@ from distributed_training.arena.ledger import Ledger, Traffic
 from distributed_training.arena.links import Link, simulated_seconds
 from distributed_training.arena.simulator import Outcome, Plan
 from distributed_training.run import OptimizerSpec
-from distributed_training.strategies.catalogue import Value
+from distributed_training.strategies.hyperparameters import Value
 
 VERSION = 2
 

@@ -4,6 +4,8 @@ The residual r [P] is the sender's own state. Of a contribution g it encodes g +
 
     sent + r_new = g + r_old          to one float32 rounding of each side
 
+A sender that `keeps` only a share b < 1 of what it owes adds b r instead (Sarfi et al. 2025).
+
 An attempt holds its errors apart. They become the residual only when the round committed; a failed round leaves the
 residual untouched, and the next attempt with the same group sends the same bytes. Seide et al. 2014, Karimireddy et al.
 2019. In units of the contribution: if that is a mean, so is the residual, whatever weight the next mean has.
@@ -40,8 +42,9 @@ def encode_with_error(codec: Codec, values: Floats) -> tuple[memoryview, Floats]
 class Attempt:
     """One attempt to send contributions [P], piece by piece. Any thread may encode; each piece by one at a time."""
 
-    def __init__(self, residual: Floats) -> None:
+    def __init__(self, residual: Floats, keeps: float = 1.0) -> None:
         self._residual = residual
+        self._keeps = np.float32(keeps)
         self._errors: dict[int, Floats] = {}
 
     def owed(self, start: int, values: Floats) -> Floats:
@@ -54,7 +57,7 @@ class Attempt:
         if not 0 <= start <= stop <= self._residual.size:
             raise AveragingError(f"a piece [{start}, {stop}) of a vector of {self._residual.size} values")
         with np.errstate(over="ignore"):  # what becomes infinite has no code
-            return values + self._residual[start:stop]
+            return values + self._residual[start:stop] * self._keeps
 
     def encode(self, codec: Codec, start: int, values: Floats) -> memoryview:
         """The payload of `values` [n], which lie at `start` in the vector, and of what is owed there.
@@ -96,7 +99,8 @@ class Attempt:
 class ErrorFeedback:
     """The residual of one sender [P]. Starts at zero; lives in the checkpoint."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, keeps: float = 1.0) -> None:
+        self._keeps = keeps
         self._residual = np.zeros(size, dtype=np.float32)
         self._residual.flags.writeable = False
 
@@ -107,7 +111,7 @@ class ErrorFeedback:
 
     def attempt(self) -> Attempt:
         """Begin to send; changes nothing."""
-        return Attempt(self._residual)
+        return Attempt(self._residual, self._keeps)
 
     def commit(self, attempt: Attempt) -> None:
         """The round took what the attempt sent. Pieces that were not sent still owe what they owed.

@@ -88,10 +88,15 @@ class StateServerConfig:
             raise AveragingError("every number of seconds must be positive")
 
 
+def _none(state_hash: str) -> None:
+    return None
+
+
 class StateServer:
     """Serves the states that `provider` has, to peers that `allow` knows or whose binding `admit` finds valid.
 
-    Use as an async context manager.
+    `own` has those, by state hash, that this peer's own steps led to and that it has committed to: others may ask to
+    see them. Use as an async context manager.
     """
 
     def __init__(
@@ -103,10 +108,12 @@ class StateServer:
         allow: Callable[[str], bool],
         admit: Callable[[PeerBinding], bool],
         config: StateServerConfig | None = None,
+        own: Callable[[str], StateOffer | None] = _none,
     ) -> None:
         self._transport = transport
         self._run_id = run_id
         self._provider = provider
+        self._own = own
         self._allow = allow
         self._admit = admit
         self._config = config or StateServerConfig()
@@ -152,13 +159,17 @@ class StateServer:
             raise AveragingError("it is no neuron of the subnet")
 
     async def _answer(self, stream: Stream, request: StateRequest) -> None:
-        offer = self._provider(request.epoch) if request.run_id == self._run_id else None
-        if offer is None or offer.state_hash != request.state_hash:
+        offer = self._find(request) if request.run_id == self._run_id else None
+        if offer is None:
             await self._refuse(stream, "unknown")
         elif len(self._readers.keys() | {stream.peer_id}) > self._config.readers:
             await self._refuse(stream, "busy")
         else:
             await self._serve_offer(stream, offer)
+
+    def _find(self, request: StateRequest) -> StateOffer | None:
+        offer = self._provider(request.epoch)
+        return offer if offer is not None and offer.state_hash == request.state_hash else self._own(request.state_hash)
 
     async def _serve_offer(self, stream: Stream, offer: StateOffer) -> None:
         try:

@@ -111,6 +111,11 @@ def calibrate(spec: RunSpec, loader: Loader, config: CalibrateConfig, progress: 
     Raises:
         SubnetError: the run cannot be trained here, or too little was measured.
     """
+    if spec.audit.replay is not None:
+        raise ConfigurationError(
+            f"the strategy '{spec.strategy}' has inner steps, its records are not computed at θ: calibrate the same "
+            'run with strategy = "gradient-averaging", and measure audit.replay.tolerance with benchmarks.replay'
+        )
     vocab_size = loader.tokenizer.vocab_size
     batches = min(config.batches, loader.micro_batches_per_epoch)
     extent = Extent(epochs=config.epochs, batches=batches, records=min(config.records, batches), ages=(1, 2, 4))

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distributed_training.data.loader import MicroBatch
 from distributed_training.engine.coordinates import coordinates
-from distributed_training.engine.engine import make_record
+from distributed_training.engine.local_work import make_record
 from distributed_training.engine.replica import LOGITS, Replica
 from distributed_training.model.layout import Vector
 from distributed_training.protocol import Record

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import random
 import struct
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ Pages = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 
 _ROUNDS = 6
+_TRIES = 100  # a page that is wanted
 _MASK = 2**64 - 1
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9  # the finaliser of splitmix64 (Steele, Lea, Flood 2014)
 _MULTIPLIER_2 = 0x94D049BB133111EB
@@ -203,6 +205,24 @@ class Assignment:
         turn, k = divmod(pass_number * self.train_pages + position, self.pages_per_epoch)
         epoch, uid = divmod(turn, self.max_uids)
         return epoch, uid, k
+
+    def unassigned(self, epoch: int, count: int, rng: random.Random) -> tuple[int, ...]:
+        """`count` different train pages that `epoch` gives to nobody, drawn by `rng`; fewer if there are hardly any."""
+        chosen: dict[int, None] = {}
+        for _ in range(_TRIES * count):
+            page = rng.randrange(self.train_pages)
+            if not self._gives(epoch, page):
+                chosen[page] = None
+            if len(chosen) == count:
+                break
+        return tuple(chosen)
+
+    def _gives(self, epoch: int, page: int) -> bool:
+        """Whether the epoch, which may reach from one pass over the corpus into the next, gives the page to a uid."""
+        first = self._running_number(epoch, 0, 0)
+        last = first + self.max_uids * self.pages_per_epoch - 1
+        passes = {number // self.train_pages for number in (first, last)}
+        return any(self.owner(page, each)[0] == epoch for each in passes)
 
     @property
     def _evens(self) -> int:

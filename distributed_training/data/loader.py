@@ -9,6 +9,7 @@ page is an input exactly once and nothing is dropped, so the number of samples o
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -119,6 +120,18 @@ class Loader:
         input_ids = np.concatenate([inputs for inputs, _ in packed])
         labels = np.concatenate([labels for _, labels in packed])
         return MicroBatch(number, tuple(pages), input_ids, labels)
+
+    def unassigned(self, epoch: int, count: int, rng: random.Random) -> list[MicroBatch]:
+        """At most `count` micro-batches of pages that `epoch` gives to nobody, drawn by `rng`, numbered from 0.
+
+        Raises:
+            DataError: the text is not what the source promises.
+            SourceUnavailable: the corpus cannot be read now.
+        """
+        size = self.spec.pages_per_micro_batch
+        drawn = np.array(self.assignment.unassigned(epoch, count * size, rng), dtype=np.int64)
+        pages = self.split.corpus_pages(drawn).tolist()
+        return [self.batch(pages[i : i + size], i // size) for i in range(0, len(pages), size)]
 
     def held_out(self) -> list[MicroBatch]:
         """All held-out pages, in micro-batches of at most `pages_per_micro_batch` pages, numbered from 0.

@@ -1,7 +1,8 @@
-"""Recomputes records: the validator's half of an audit. Whether they agree is judged in `scoring/`."""
+"""Recomputes records and steps: the validator's half of an audit. Whether they agree is judged in `scoring/`."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,19 +11,25 @@ from numpy.typing import NDArray
 
 from distributed_training.engine.batch import MicroBatch
 from distributed_training.engine.coordinates import Coordinates, coordinates
-from distributed_training.engine.engine import make_record
+from distributed_training.engine.inner_steps import Standing, inner_of, step
+from distributed_training.engine.local_work import make_record
 from distributed_training.engine.replica import Replica
 from distributed_training.model.layout import Layout, Vector
+from distributed_training.model.state import State
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
+from distributed_training.strategies.base import LocalState
+from distributed_training.strategies.registry import find_strategy
 
 
 class Auditor:
     """A model of its own, moved to whatever base state is asked for."""
 
     def __init__(self, spec: RunSpec, vocab_size: int, device: str | torch.device = "cpu") -> None:
-        """Raises ConfigurationError for a model that cannot be built."""
+        """Raises ConfigurationError for a model or strategy that cannot be built."""
         self._spec = spec
+        self._device = torch.device(device)
+        self._strategy = find_strategy(spec)
         self._replica = Replica(spec, vocab_size, device)
 
     @property
@@ -49,6 +56,36 @@ class Auditor:
         record = make_record(batch, loss, gradient, torch.from_numpy(chosen).to(gradient.device))
         values = gradient[torch.from_numpy(where).to(gradient.device)].cpu().numpy()
         return record, values
+
+    def stand(self, state: State) -> LocalState:
+        """Where a miner stood, to go on from with `step`; `state` is one that it committed to."""
+        return self._standing.of(state)
+
+    def step(self, epoch: int, stood: LocalState, batch: MicroBatch) -> tuple[Record, LocalState]:
+        """The inner step that an honest miner makes with `batch` in `epoch`, and its record.
+
+        Raises:
+            DataError: the batch does not fit.
+            StateError: the result is not finite.
+        """
+        self._replica.place(stood.params)
+        chosen = coordinates(self._spec.run_id, epoch, self._replica.layout, self._spec.audit.coordinates)
+        inner = inner_of(self._strategy, epoch)
+        return step(self._replica, inner, stood, batch, torch.from_numpy(chosen).to(stood.params.device))
+
+    def arrived(self, stood: LocalState) -> State:
+        """Where the steps have led to."""
+        return self._standing.state(stood)
+
+    @functools.cached_property
+    def empty_vectors_hash(self) -> str:
+        """The hash of the inner state of a miner that has made no step yet."""
+        nothing = np.zeros(self.layout.size, dtype=np.float32)
+        return self._standing.state(self._standing.empty(nothing)).vectors_hash
+
+    @functools.cached_property
+    def _standing(self) -> Standing:
+        return Standing(inner_of(self._strategy, 0), self.layout, self._device)
 
     def held_out_loss(self, params: Vector, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at `params` [P]; raises DataError without any batches."""

@@ -2,9 +2,12 @@
 
     <folder>/state-00000012/          the files of `model/files.py`; a new folder each epoch, renamed into place; the
                                       one before stays for those who are still reading it
-    <folder>/progress.safetensors     the accumulated gradient, with error feedback its residual, and in the metadata
-                                      the records; replaced by rename. With overlap also the parameters before, which
-                                      this epoch is trained at, or else what was accumulated ahead of the next one
+    <folder>/own-<hash>/              the same files of a state that the miner's own steps led to, and that it has
+                                      committed to in its records
+    <folder>/progress.safetensors     the local work's vectors (the accumulated gradient), with error feedback its
+                                      residual, and in the metadata the records; replaced by rename. With overlap
+                                      also the parameters before, which this epoch is trained at, or else what was
+                                      accumulated ahead of the next one
 
 Progress names the state hash that it belongs to. Being killed between the two renames leaves progress of an older
 state, which is dropped: its samples were trained at parameters that are no longer current.
@@ -20,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from distributed_training.engine.local_work import ACCUMULATED, Progress
 from distributed_training.engine.records import Work
 from distributed_training.model.files import FILES, MANIFEST, read_manifest, read_state, read_tensors, write_state
 from distributed_training.model.layout import Layout, Vector
@@ -31,6 +35,8 @@ from distributed_training.model.state import State
 from template.errors import CorruptState
 
 PROGRESS = "progress.safetensors"
+AHEAD = {ACCUMULATED: "ahead"}  # names of the vectors of what was done for the next epoch
+NONE = "none"  # in the place of a number of steps: there is no local work
 _STATE_PATTERN = "state-????????"
 _METADATA_BYTES = 256 * 1024 * 1024
 _WORKS = TypeAdapter(tuple[Work, ...])
@@ -46,26 +52,30 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class Ahead:
-    """What was done for the next epoch: its work, and the sum of n_k g_k, float32 [P]."""
+    """What was done for the next epoch."""
 
     work: Work
-    accumulated: Vector
+    progress: Progress
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An engine as a value: base state, sum of n_k g_k, the work of the kept epochs, what error feedback owes.
+    """An engine as a value: base state, the work of the kept epochs, what error feedback owes.
 
-    The vectors are float32 [P]; `residual` is None in a run without error feedback. `before` is there if this epoch is
-    still trained at the state before, `ahead` if the next one is trained already: never both.
+    `progress` is that of the local work, None if nothing was done; `marked` are the hashes of the states that the marks
+    in the works name, and `standings` those of them that are in memory. The vectors are float32 [P]; `residual` is
+    None in a run without error feedback. `before` is there if this epoch is still trained at the state before, `ahead`
+    if the next one is trained already: never both.
     """
 
     state: State
-    accumulated: Vector
+    progress: Progress | None
     works: tuple[Work, ...]
     residual: Vector | None
     before: Base | None = None
     ahead: Ahead | None = None
+    standings: tuple[State, ...] = ()
+    marked: frozenset[str] = frozenset()
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
@@ -74,6 +84,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     target = folder / f"state-{snapshot.state.epoch:08d}"
     if not _holds(target, snapshot.state.hash):
         _write_aside(folder, target, snapshot.state, config, run_id)
+    _save_standings(folder, snapshot, config, run_id)
     partial = folder / f"{PROGRESS}.partial"
     save_file(_vectors(snapshot), partial, metadata=_metadata(snapshot))
     os.replace(partial, folder / PROGRESS)
@@ -81,6 +92,32 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, config: Mapping[str, Any],
     for other in folder.glob(_STATE_PATTERN):
         if other not in (target, before):
             shutil.rmtree(other)
+
+
+def _save_standings(folder: Path, snapshot: Snapshot, config: Mapping[str, Any], run_id: str) -> None:
+    for standing in snapshot.standings:
+        path = standing_folder(folder, standing.hash)
+        if not (path / MANIFEST).is_file():
+            write_state(path, standing, config, run_id)
+    kept = {standing_folder(folder, state_hash) for state_hash in snapshot.marked}
+    for other in folder.glob(standing_folder(folder, "*").name):
+        if other not in kept:
+            shutil.rmtree(other)
+
+
+def standing_folder(folder: Path, state_hash: str) -> Path:
+    """Where the checkpoint in `folder` keeps a state that a miner's own steps led to."""
+    return folder / f"own-{state_hash}"
+
+
+def kept_standing(folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], state_hash: str) -> State | None:
+    """The state with this hash that the miner's own steps led to; None if it is not kept.
+
+    Raises:
+        StateMismatch, CorruptState: as `read_state` does.
+    """
+    path = standing_folder(folder, state_hash)
+    return read_state(path, layout, run_id, vectors, state_hash) if (path / MANIFEST).is_file() else None
 
 
 def take_state(folder: Path, source: Path, epoch: int) -> None:
@@ -95,18 +132,22 @@ def take_state(folder: Path, source: Path, epoch: int) -> None:
 
 
 def _vectors(snapshot: Snapshot) -> dict[str, Vector]:
-    vectors = {"accumulated": snapshot.accumulated}
+    vectors = {} if snapshot.progress is None else dict(snapshot.progress.vectors)
     if snapshot.residual is not None:
         vectors["residual"] = snapshot.residual
     if snapshot.before is not None:
         vectors["before"] = snapshot.before.params
     if snapshot.ahead is not None:
-        vectors["ahead"] = snapshot.ahead.accumulated
+        vectors |= {AHEAD[name]: vector for name, vector in snapshot.ahead.progress.vectors.items()}
     return vectors
 
 
 def _metadata(snapshot: Snapshot) -> dict[str, str]:
     metadata = {"works": _WORKS.dump_json(snapshot.works).decode()}
+    if snapshot.progress is None:
+        metadata["steps"] = NONE
+    elif snapshot.progress.steps:
+        metadata["steps"] = str(snapshot.progress.steps)
     if snapshot.ahead is not None:
         metadata["ahead"] = snapshot.ahead.work.model_dump_json()
     return metadata
@@ -119,9 +160,11 @@ def state_folder(folder: Path, epoch: int) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], *, error_feedback: bool
+    folder: Path, layout: Layout, run_id: str, vectors: Iterable[str], local: Iterable[str], *, error_feedback: bool
 ) -> Snapshot | None:
     """The checkpoint in `folder`, verified; None if there is none.
+
+    `vectors` names those of the state's optimiser, `local` those of the local work's progress.
 
     Raises:
         StateMismatch, CorruptState: as `read_state` does; a damaged progress file.
@@ -131,24 +174,24 @@ def load_checkpoint(
         return None
     state = read_state(complete[-1], layout, run_id, vectors)
     fresh = Work(epoch=state.epoch, state_hash=state.hash, base_hash=state.hash)
-    nothing = np.zeros(layout.size, dtype=np.float32)
-    empty = Snapshot(state, nothing, (fresh,), nothing if error_feedback else None)
-    return _with_progress(empty, folder / PROGRESS)
+    owed = np.zeros(layout.size, dtype=np.float32) if error_feedback else None
+    return _with_progress(Snapshot(state, None, (fresh,), owed), folder / PROGRESS, tuple(local))
 
 
-def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
+def _with_progress(empty: Snapshot, path: Path, local: tuple[str, ...]) -> Snapshot:
     """The snapshot with the progress in `path`, if that was made at the same state."""
     if not path.exists():
         return empty
-    works, ahead = _read_works(path)
+    kept = _read_kept(path)
+    works, ahead = kept.works, kept.ahead
     if not works or works[-1].state_hash != empty.state.hash:
         return empty
     base_hash = works[-1].base_hash
     expected = {
-        "accumulated": True,
+        **dict.fromkeys(local, kept.steps is not None),
         "residual": empty.residual is not None,
         "before": ahead is None and base_hash != empty.state.hash,
-        "ahead": ahead is not None,
+        **{AHEAD[name]: ahead is not None for name in local if name in AHEAD},
     }
     shapes = {name: (empty.state.layout.size,) for name, there in expected.items() if there}
     tensors = read_tensors(path, shapes, _METADATA_BYTES)
@@ -156,24 +199,35 @@ def _with_progress(empty: Snapshot, path: Path) -> Snapshot:
         tensors["before"].flags.writeable = False
     return Snapshot(
         empty.state,
-        tensors["accumulated"],
+        None if kept.steps is None else Progress({name: tensors[name] for name in local}, kept.steps),
         works,
         tensors.get("residual"),
         before=Base(base_hash, tensors["before"]) if "before" in tensors else None,
-        ahead=Ahead(ahead, tensors["ahead"]) if ahead is not None else None,
+        ahead=None if ahead is None else Ahead(ahead, Progress({name: tensors[AHEAD[name]] for name in local})),
     )
 
 
-def _read_works(path: Path) -> tuple[tuple[Work, ...], Work | None]:
-    """The work of the kept epochs, and that done for the next one if it was begun."""
+@dataclass(frozen=True)
+class _Kept:
+    """The metadata of a progress file: the work of the kept epochs, that of the next one if it was begun, and the count
+    of inner steps, None if there is no local work."""
+
+    works: tuple[Work, ...]
+    ahead: Work | None
+    steps: int | None
+
+
+def _read_kept(path: Path) -> _Kept:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
         works = _WORKS.validate_json(metadata["works"])
-        return works, Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
+        ahead = Work.model_validate_json(metadata["ahead"]) if "ahead" in metadata else None
+        steps = metadata.get("steps", "0")
+        return _Kept(works, ahead, None if steps == NONE else int(steps))
     except (OSError, SafetensorError) as error:
         raise CorruptState(f"{path} cannot be read: {error}") from error
-    except (KeyError, ValidationError) as error:
+    except (KeyError, ValueError) as error:
         raise CorruptState(f"{path} holds no readable records: {error}") from error
 
 

@@ -21,30 +21,43 @@ from typing import Any
 import torch
 
 from distributed_training.averaging.feedback import RESIDUAL, Attempt, ErrorFeedback
-from distributed_training.engine.accumulation import Accumulation
 from distributed_training.engine.batch import MicroBatch
-from distributed_training.engine.checkpoint import Ahead, Base, Snapshot, load_checkpoint, save_checkpoint
-from distributed_training.engine.records import Work
+from distributed_training.engine.checkpoint import (
+    Ahead,
+    Base,
+    Snapshot,
+    kept_standing,
+    load_checkpoint,
+    save_checkpoint,
+)
+from distributed_training.engine.coordinates import coordinates
+from distributed_training.engine.inner_steps import InnerSteps, own_vectors
+from distributed_training.engine.local_work import GradientAccumulation, LocalWork
+from distributed_training.engine.records import Work, mark_of
 from distributed_training.engine.replica import Replica
 from distributed_training.model.files import architecture
 from distributed_training.model.layout import Layout, Vector, flatten
 from distributed_training.model.state import State
-from distributed_training.protocol import Record
+from distributed_training.protocol import Mark, Record
 from distributed_training.run import RunSpec
 from distributed_training.strategies.registry import find_strategy
 from template.clock import Clock, SystemClock
 from template.errors import StateError
 
-_KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
+KEPT_EPOCHS = 4  # this one and some before: a validator's query may come after the end of an epoch
 
 
 @dataclass(frozen=True, eq=False)
 class Contribution:
-    """What a miner puts into the average: sum(n_k g_k) / sum(n_k) over its micro-batches, a copy of its own."""
+    """What a miner puts into the average, a copy of its own, and what it can show for it.
+
+    With gradients it is sum(n_k g_k) / sum(n_k) over the micro-batches, with inner steps what they have moved.
+    """
 
     vector: Vector  # float32 [P]
     samples: int
     records: tuple[Record, ...]
+    marks: tuple[Mark, ...] = ()
 
 
 class Engine:
@@ -60,13 +73,15 @@ class Engine:
         self._spec = spec
         self._clock = clock or SystemClock()
         self._strategy = find_strategy(spec)
+        self._device = device
         self._replica = Replica(spec, vocab_size, device)
         layout = self._replica.layout
-        self._accumulated = Accumulation(spec, layout, device)
-        self._spare: Accumulation | None = None  # of the next epoch; made when it is first needed
-        self._feedback = ErrorFeedback(layout.size) if spec.averaging.error_feedback else None
+        self._local: LocalWork = self._new_local()
+        self._spare: LocalWork | None = None  # of the next epoch; made when it is first needed
+        self._feedback = ErrorFeedback(layout.size, self._strategy.feedback) if spec.averaging.error_feedback else None
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
+        self._standings: dict[str, State] = {}  # that marks name, by hash, until they are on disk
         self._before: Base | None = None  # θₑ₋₁, as long as this epoch is trained at it
         self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)), None)
 
@@ -88,6 +103,12 @@ class Engine:
     def vectors(self) -> tuple[str, ...]:
         """Names of the optimiser vectors that a state of this run holds."""
         return self._strategy.vectors
+
+    @property
+    def own_vectors(self) -> tuple[str, ...]:
+        """Names of the vectors beside the parameters in what inner steps lead to; none where there are none."""
+        inner = self._strategy.inner(0)
+        return () if inner is None else own_vectors(inner, self.layout)
 
     @property
     def epoch(self) -> int:
@@ -145,20 +166,21 @@ class Engine:
         return self.work_of(epoch).records
 
     def train(self, batch: MicroBatch) -> Record:
-        """One forward and backward pass, added to the accumulated gradient with the weight of its samples.
+        """One micro-batch of the work in training, and its record.
 
         Raises:
-            StateError: this number was trained already, or the result is not finite; nothing was added.
-            DataError: the batch does not fit the model; nothing was added.
+            StateError: this number was trained already, or the result is not finite; nothing was done.
+            DataError: the batch does not fit the model; nothing was done.
         """
-        work, accumulated = self.in_training, self._filling
+        work = self.in_training
         if any(record.number == batch.number for record in work.records):
             raise StateError(f"micro-batch {batch.number} was already trained in epoch {work.epoch}")
+        if not work.marks:
+            work = self._marked(work)
         started = self._clock.monotonic()
-        loss, gradient = self._replica.gradient(batch)
-        record = make_record(batch, loss, gradient, accumulated.coordinates)
-        accumulated.add(gradient, batch.samples)
-        self._replace(work.with_record(record, self._clock.monotonic() - started))
+        record = self._filling.train(self._replica, batch)
+        work = work.with_record(record, self._clock.monotonic() - started)
+        self._replace(work if len(work.records) % self._stretch else self._marked(work))
         return record
 
     def go_ahead(self) -> bool:
@@ -169,16 +191,16 @@ class Engine:
         if not self._spec.epoch.overlap or self._ahead is not None:
             return False
         if self._spare is None:
-            self._spare = Accumulation(self._spec, self.layout, self._accumulated.device)
-        self._spare.begin(self.epoch + 1)
+            self._spare = self._new_local()
+        self._spare.begin(self.epoch + 1, self._state.params)
         self._before = None
-        self._replica.load(self._state.params)
+        self._spare.enter(self._replica)
         # the state that the average of the next epoch will be applied to is not known yet: `_enter` fills it in
         self._ahead = Work(epoch=self.epoch + 1, state_hash=self.state_hash, base_hash=self.state_hash)
         return True
 
     def contribution(self) -> Contribution:
-        """The mean gradient of this epoch so far; accumulation goes on untouched until `apply`.
+        """What this epoch's work has come to so far, and with inner steps a mark of it; it goes on until `apply`.
 
         Raises:
             StateError: nothing was trained yet, so there is no mean.
@@ -186,7 +208,10 @@ class Engine:
         work = self.work
         if not work.samples:
             raise StateError(f"nothing was trained in epoch {work.epoch}: there is nothing to contribute")
-        return Contribution(self._accumulated.mean(work.samples), work.samples, work.records)
+        if work.marks and work.marks[-1].after != len(work.records):
+            work = self._marked(work)
+            self._works = (*self._works[:-1], work)
+        return Contribution(self._local.contribution(work.samples), work.samples, work.records, work.marks)
 
     def set_aside(self) -> Contribution:
         """The contribution and, in a run with overlap, go on with the next epoch at once.
@@ -250,6 +275,7 @@ class Engine:
             raise StateError("the state belongs to another model or strategy")
         if state.hash != self.state_hash:
             self._ahead = None
+            self._local.forget()
             self._enter(state, None)
             if self._feedback is not None:
                 self._feedback.clear()
@@ -260,30 +286,49 @@ class Engine:
         try:
             return self._replica.mean_loss(batches)
         finally:
-            self._replica.load(self._training_params)
+            self._filling.enter(self._replica)
 
     def snapshot(self) -> Snapshot:
         """Everything that must survive a restart, as a value."""
         return Snapshot(
             state=self._state,
-            accumulated=self._accumulated.copy(),
+            progress=self._local.progress(),
             works=self._works,
             residual=None if self._feedback is None else self._feedback.residual,
             before=self._before,
-            ahead=None if self._ahead is None else Ahead(self._ahead, self._filling.copy()),
+            ahead=self._snapshot_ahead(),
+            standings=tuple(self._standings.values()),
+            marked=self._marked_states,
         )
+
+    def kept_elsewhere(self, standings: Iterable[State]) -> None:
+        """Let go of states that marks name and that are on disk now."""
+        for standing in standings:
+            self._standings.pop(standing.hash, None)
+
+    @property
+    def _marked_states(self) -> frozenset[str]:
+        return frozenset(mark.state for work in self._works for mark in work.marks)
+
+    def _snapshot_ahead(self) -> Ahead | None:
+        progress = self._filling.progress()
+        return None if self._ahead is None or progress is None else Ahead(self._ahead, progress)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, accumulated work included."""
         self._ahead = None
+        self._local.forget()
         self._enter(snapshot.state, snapshot.before)
-        self._accumulated.load(snapshot.accumulated)
+        if snapshot.progress is not None:
+            self._local.load(snapshot.progress)
+            self._local.enter(self._replica)
         if self._feedback is not None and snapshot.residual is not None:
             self._feedback.load_state_dict({RESIDUAL: snapshot.residual})
         self._works = snapshot.works
+        self._standings = {standing.hash: standing for standing in snapshot.standings}
         if snapshot.ahead is not None:
             self.go_ahead()
-            self._filling.load(snapshot.ahead.accumulated)
+            self._filling.load(snapshot.ahead.progress)
             self._ahead = snapshot.ahead.work
 
     def save(self, folder: Path) -> None:
@@ -302,23 +347,49 @@ class Engine:
             CorruptState: it is damaged; nothing was changed.
         """
         owes = self._feedback is not None
-        snapshot = load_checkpoint(folder, self.layout, self._spec.run_id, self.vectors, error_feedback=owes)
+        snapshot = load_checkpoint(
+            folder, self.layout, self._spec.run_id, self.vectors, self._local.vectors, error_feedback=owes
+        )
         if snapshot is None:
             return False
         self.restore(snapshot)
         return True
 
+    def kept_standing(self, folder: Path, state_hash: str) -> State | None:
+        """A state that marks name, from the checkpoint in `folder`; raises as `read_state` does. Any thread may ask."""
+        return kept_standing(folder, self.layout, self._spec.run_id, self.own_vectors, state_hash)
+
     @property
-    def _filling(self) -> Accumulation:
-        """What `train` adds the gradients to."""
+    def _filling(self) -> LocalWork:
+        """What `train` trains."""
         if self._ahead is None:
-            return self._accumulated
+            return self._local
         assert self._spare is not None, "made when it went ahead"
         return self._spare
 
+    def _new_local(self) -> LocalWork:
+        if self._strategy.inner(0) is None:
+            return GradientAccumulation(self._spec, self.layout, self._device)
+        return InnerSteps(self._spec, self.layout, self._device, self._strategy)
+
+    @property
+    def _stretch(self) -> int:
+        """Micro-batches between two marks, where there are any."""
+        replay = self._spec.audit.replay
+        return 1 if replay is None else replay.stretch
+
+    def _marked(self, work: Work) -> Work:
+        """The work with a mark of where inner steps have led to; as it is where there are none."""
+        standing = self._filling.standing()
+        if standing is None:
+            return work
+        chosen = coordinates(self._spec.run_id, work.epoch, self.layout, self._spec.audit.coordinates)
+        self._standings[standing.hash] = standing
+        return work.with_mark(mark_of(standing, len(work.records), self._training_params, chosen), self._stretch)
+
     @property
     def _training_params(self) -> Vector:
-        """The parameters [P] that `train` takes gradients at."""
+        """The parameters [P] that the epoch is trained from."""
         return self._state.params if self._before is None else self._before.params
 
     def _replace(self, work: Work) -> None:
@@ -333,19 +404,16 @@ class Engine:
 
         `before`: the state before it, if this epoch is to be trained at that.
         """
-        if self._ahead is None:
-            self._accumulated.begin(state.epoch)
+        ahead, trained = self._ahead, self._filling
+        self._ahead, self._before, self._state = None, before, state
+        if ahead is None:
+            self._local.begin(state.epoch, self._training_params)
             work = Work(epoch=state.epoch, state_hash=state.hash, base_hash=before.hash if before else state.hash)
         else:
-            self._accumulated, self._spare = self._filling, self._accumulated
-            work = self._ahead.model_copy(update={"state_hash": state.hash})
-        self._ahead, self._before, self._state = None, before, state
-        self._replica.load(self._training_params)
+            self._local, self._spare = trained, self._local
+            work = ahead.model_copy(update={"state_hash": state.hash})
+        self._local.enter(self._replica)
         earlier = [old for old in self._works if old.epoch < state.epoch]
-        self._works = (*earlier[1 - _KEPT_EPOCHS :], work)
-
-
-def make_record(batch: MicroBatch, loss: float, gradient: torch.Tensor, chosen: torch.Tensor) -> Record:
-    """The record of a micro-batch: `gradient` [P] read at the indices `chosen` [C]."""
-    values = tuple(gradient[chosen].tolist())
-    return Record(number=batch.number, pages=batch.pages, samples=batch.samples, loss=loss, gradient=values)
+        self._works = (*earlier[1 - KEPT_EPOCHS :], work)
+        kept = self._marked_states
+        self._standings = {key: standing for key, standing in self._standings.items() if key in kept}

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from distributed_training.protocol import Epoch, Hash, Record, Samples, Seconds
+from distributed_training.engine.coordinates import Coordinates
+from distributed_training.model.layout import Vector
+from distributed_training.model.state import State
+from distributed_training.protocol import Epoch, Hash, Mark, Record, Samples, Seconds
 from template.errors import StateError
 from template.transport.synapse import Message
 
@@ -18,13 +21,14 @@ class Work(Message):
     """The micro-batches of one epoch; immutable, so that any thread may read it.
 
     `state_hash` is that of θₑ, `base_hash` that of the state at whose parameters they were trained: θₑ or, in a run
-    with overlap, θₑ₋₁. `seconds` is the time spent in forward and backward passes.
+    with overlap, θₑ₋₁. `seconds` is the time spent in forward and backward passes. `marks`: where inner steps led to.
     """
 
     epoch: Epoch
     state_hash: Hash
     base_hash: Hash
     records: tuple[Record, ...] = ()
+    marks: tuple[Mark, ...] = ()
     samples: Samples = 0
     seconds: Seconds = 0.0
 
@@ -37,6 +41,11 @@ class Work(Message):
                 "seconds": self.seconds + seconds,
             }
         )
+
+    def with_mark(self, mark: Mark, stretch: int) -> Work:
+        """This work, and where it stands now; of earlier marks those after each `stretch` micro-batches stay."""
+        kept = tuple(earlier for earlier in self.marks if earlier.after % stretch == 0)
+        return self.model_copy(update={"marks": (*kept, mark)})
 
     @property
     def next_number(self) -> int:
@@ -51,15 +60,27 @@ class Work(Message):
         return sum(record.loss * record.samples for record in self.records) / self.samples
 
 
-def records_hash(records: Sequence[Record]) -> str:
-    """sha256 (hex) over the canonical JSON (sorted keys, no spaces) of the records in order of `number`."""
-    ordered = sorted(records, key=lambda record: record.number)
-    canonical = json.dumps(
-        [dict(record) for record in ordered],
-        sort_keys=True,
-        separators=(",", ":"),
-        allow_nan=False,
+def mark_of(standing: State, after: int, base: Vector, chosen: Coordinates) -> Mark:
+    """The mark of where `after` micro-batches led to from `base` [P], read at the indices `chosen` [C]."""
+    moved = np.subtract(base[chosen], standing.params[chosen])
+    return Mark(
+        after=after,
+        steps=standing.epoch,
+        state=standing.hash,
+        params=standing.model_hash,
+        inner=standing.vectors_hash,
+        moved=tuple(moved.tolist()),
     )
+
+
+def records_hash(records: Sequence[Record], marks: Sequence[Mark] = ()) -> str:
+    """sha256 (hex) over the canonical JSON (sorted keys, no spaces) of the records in order of `number`.
+
+    With marks it is that of an object of both.
+    """
+    ordered = [dict(record) for record in sorted(records, key=lambda record: record.number)]
+    shown = {"marks": [dict(mark) for mark in marks], "records": ordered} if marks else ordered
+    canonical = json.dumps(shown, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

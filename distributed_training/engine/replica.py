@@ -43,7 +43,8 @@ class Replica:
         self.module = module.to(self._device).train()  # there is no dropout to switch on
         self.layout = Layout.of(self.module)
         self._gradient = torch.zeros(self.layout.size, device=self._device)
-        for tensor, (_, parameter) in zip(self.layout.tensors, ordered_parameters(self.module), strict=True):
+        self._parameters = ordered_parameters(self.module)
+        for tensor, (_, parameter) in zip(self.layout.tensors, self._parameters, strict=True):
             parameter.grad = self._gradient[tensor.slice].view(tensor.shape)
         self._loaded: Vector | None = None
 
@@ -58,6 +59,13 @@ class Replica:
         self._loaded = None
         unflatten(params, self.module)
         self._loaded = params
+
+    def place(self, params: torch.Tensor) -> None:
+        """Take over `params` [P], on the device already."""
+        self._loaded = None
+        with torch.no_grad():
+            for tensor, (_, parameter) in zip(self.layout.tensors, self._parameters, strict=True):
+                parameter.copy_(params[tensor.slice].view(tensor.shape))
 
     def gradient(self, batch: MicroBatch) -> tuple[float, torch.Tensor]:
         """Mean loss over the labels that count, and its gradient [P] on the device, valid until the next call.

@@ -144,7 +144,7 @@ def _audits(row: Row, rules: Rules, silences: tuple[str, ...]) -> RenderableType
         differences = (_maybe(audit.loss_difference), _maybe(audit.gradient_difference))
         table.add_row(subject(audit), *differences, f"{audit.agreement:.6g}", plain(str(audit.finding)))
     least = plain(f"an agreement below {rules.audit.threshold:g} fails; the worst audit counts")
-    return Group(counted, *silent, table, least, *_contributed(row, rules))
+    return Group(counted, *silent, table, least, *_contributed(row, rules), *_replayed(row, rules))
 
 
 def _contributed(row: Row, rules: Rules) -> Iterator[RenderableType]:
@@ -160,6 +160,24 @@ def _contributed(row: Row, rules: Rules) -> Iterator[RenderableType]:
     for check in checks:
         table.add_row(_maybe(check.alignment), _maybe(check.inflation), plain(str(check.finding)))
     yield table
+
+
+def _replayed(row: Row, rules: Rules) -> Iterator[RenderableType]:
+    """Stretches of the miner's own steps that were computed again, where there are such."""
+    replay = rules.audit.replay
+    checks = [audit for audit in row.evidence.audits if audit.drift is not None]
+    if replay is None or not checks:
+        return
+    table = _table("replayed from", f"its steps lead elsewhere by (at most {replay.tolerance:g} of the way)", "finding")
+    for check in checks:
+        table.add_row(subject(check), _maybe(check.drift), plain(str(check.finding)))
+    yield table
+    for found in (audit.improvement for audit in row.evidence.audits if audit.improvement is not None):
+        yield plain(
+            f"its contribution alone lowers the loss by {found.own:.4g} (at most {found.own_high:.4g}) on its own "
+            f"pages, by {found.fresh:.4g} (at most {found.fresh_high:.4g}) on fresh ones; the gap lies between "
+            f"{found.gap_low:.4g} and {found.gap_high:.4g}"
+        )
 
 
 def _transfers(row: Row, rules: Rules) -> RenderableType:

@@ -87,13 +87,14 @@ class Miner:
             epoch=request.epoch,
             state_hash=work.state_hash,
             base_hash=work.base_hash,
-            records_hash=await asyncio.to_thread(records_hash, records),
+            records_hash=await asyncio.to_thread(records_hash, records, work.marks),
             total_records=len(records),
             records=records[request.offset : request.offset + request.limit],
             mean_loss=work.mean_loss,
             samples=work.samples,
             seconds=work.seconds,
             batch_size=self._spec.data.pages_per_micro_batch,
+            marks=() if request.offset else work.marks,
         )
 
     async def run(self) -> None:

@@ -20,6 +20,7 @@ from template.errors import CorruptState
 
 MODEL_TAG = b"dt-model/2"
 STATE_TAG = b"dt-state/2"
+VECTORS_TAG = b"dt-vectors/1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,12 @@ class State:
     def hash(self) -> str:
         """The state hash: sha256 in hex over epoch, parameters and optimiser vectors."""
         return self._hashes[1]
+
+    @cached_property
+    def vectors_hash(self) -> str:
+        """sha256 in hex over the epoch and the digests of the optimiser vectors: all but the parameters."""
+        _, *vectors = Chunks.of(self.layout, self.optimizer).of_vector(self.digests)
+        return hashlib.sha256(VECTORS_TAG + self.epoch.to_bytes(8, "little") + b"".join(vectors)).hexdigest()
 
     @cached_property
     def _hashes(self) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from distributed_training.protocol import Record
 from distributed_training.run import AuditSpec
+from distributed_training.scoring.improvement import Improvement
 from template.errors import StateError
 
 # Rounding in the logits is absolute, so a loss near zero (nats per token) is compared on this scale, not on its own.
@@ -34,6 +35,12 @@ class Finding(StrEnum):
     NOT_THE_SUM = "what was put into the average is not what the records add up to"
     NOT_ITS_WORK = "what was put into the average does not hold the recomputed work"
     INFLATED = "what was put into the average is larger than the work"
+    NOT_COMMITTED = "it did not commit to the states that its steps led to"
+    OTHER_BASE = "its steps began at other parameters than the epoch's"
+    OTHER_INNER_STATE = "its steps began with another inner state than its last epoch ended with"
+    STEPS_DIFFER = "its steps lead elsewhere"
+    NO_IMPROVEMENT = "what was put into the average does the model no good, on its own pages or on others"
+    NOT_SHOWN = "it does not show a state that it has committed to"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +49,8 @@ class AuditResult:
 
     `agreement` lies in [0, 1]: 1 within both tolerances, beyond them the inverse of the larger excess. The differences
     are relative to the validator's numbers; None where they were not compared or do not fit a float. `alignment` and
-    `inflation` are those of a contribution with a recomputed record.
+    `inflation` are those of a contribution with a recomputed record, `drift` that of replayed steps (replay.py).
+    `improvement` is what a contribution does to the loss.
     """
 
     uid: int
@@ -55,6 +63,8 @@ class AuditResult:
     gradient_difference: float | None
     alignment: float | None = None
     inflation: float | None = None
+    drift: float | None = None
+    improvement: Improvement | None = None
 
 
 def judge(

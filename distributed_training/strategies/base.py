@@ -7,9 +7,7 @@
 
 A strategy never communicates: it returns messages (message.py), and whoever runs it, the simulator or a round of the
 live subnet, moves and counts them. It holds hyper-parameters and nothing else; no step writes into what it was given.
-
-`SharedUpdate` is the part of a strategy that the live subnet's peers must do alike to the bit: how an average becomes
-the next state. Its state is the optimiser part of `State`: named vectors that every peer holds.
+shared.py has what the live subnet asks of a strategy.
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from typing import Protocol
 
 import torch
 
-from distributed_training.model.layout import Layout, Vector
-from distributed_training.model.state import State
+from distributed_training.model.layout import Layout
 from distributed_training.strategies.message import Message, Received
 
 
@@ -76,26 +73,3 @@ class Strategy(Protocol):
 
     def receive(self, state: LocalState, received: Received) -> LocalState:
         """What it does with a message that was combined; called in the order of the messages."""
-
-
-class SharedUpdate(Protocol):
-    """How an average becomes the next state of the live subnet, computed from the average, the old state and the epoch
-    alone."""
-
-    @property
-    def vectors(self) -> tuple[str, ...]:
-        """Names of the optimiser vectors, sorted; float32 [P] each."""
-
-    @property
-    def allows_overlap(self) -> bool:
-        """Whether a contribution made at the state before may enter an average (`epoch.overlap` of the run spec)."""
-
-    def init(self, layout: Layout) -> Mapping[str, Vector]:
-        """The optimiser vectors of epoch 0."""
-
-    def update(self, average: Vector, state: State) -> State:
-        """The state of the next epoch: a pure function, the same bits on every machine.
-
-        Raises:
-            CorruptState: the average does not fit or is not finite.
-        """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import typing
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from distributed_training.strategies.base import Strategy
 from distributed_training.strategies.data_parallel import DataParallel
 from distributed_training.strategies.demo import DeMo
 from distributed_training.strategies.diloco import DiLoCo
+from distributed_training.strategies.hyperparameters import Value, settled
 from distributed_training.strategies.inner import AdamW, Inner
 from distributed_training.strategies.local_sgd import Apart, FedAvg
 from distributed_training.strategies.muon import Muon
@@ -21,8 +21,6 @@ from distributed_training.strategies.sparseloco import SparseLoCo
 from distributed_training.strategies.sparta import Sparta
 from distributed_training.strategies.streaming import StreamingDiLoCo
 from template.errors import ConfigurationError
-
-Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -80,29 +78,6 @@ def build(name: str, optimizer: OptimizerSpec, options: Mapping[str, Value]) -> 
         ConfigurationError: an unknown name, hyper-parameter or value, or values that contradict each other.
     """
     entry = entry_named(name)
-    settings = entry.hyperparameters()
-    for key, value in options.items():
-        if key not in settings:
-            raise ConfigurationError(_unknown(name, key, settings))
-        settings[key] = _converted(key, value, type(settings[key]))
+    settings = settled(name, entry.hyperparameters(), options)
     make = functools.partial(entry.make, inner=entry.inner(optimizer))
     return make(**settings)
-
-
-def _unknown(name: str, key: str, known: Mapping[str, Value]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    remedy = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known) or 'none'}"
-    return f"strategy '{name}' has no hyper-parameter '{key}'; {remedy}"
-
-
-def _converted(key: str, value: Value, kind: type) -> Value:
-    if type(value) is kind or (kind is float and type(value) is int):
-        return float(value) if kind is float else value
-    try:
-        if isinstance(value, str):
-            return typing.cast(Value, kind(value))
-    except ValueError:
-        pass  # told below, together with values of another type
-    raise ConfigurationError(
-        f"{key} must be {'a number' if kind is float else f'of type {kind.__name__}'}; found {value!r}"
-    )

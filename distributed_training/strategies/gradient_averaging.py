@@ -28,6 +28,7 @@ class GradientAveraging:
 
     vectors: tuple[str, ...] = (FIRST, SECOND)
     allows_overlap: bool = True
+    feedback: float = 1.0
 
     def __init__(self, spec: OptimizerSpec) -> None:
         """Raises ConfigurationError for a hyperparameter that is not finite, or a negative weight decay."""
@@ -37,6 +38,9 @@ class GradientAveraging:
         if spec.weight_decay < 0:
             raise ConfigurationError("optimizer.weight_decay must not be negative")
         self._spec = spec
+
+    def inner(self, epoch: int) -> None:
+        return None
 
     def init(self, layout: Layout) -> Mapping[str, Vector]:
         return {name: np.zeros(layout.size, dtype=np.float32) for name in self.vectors}

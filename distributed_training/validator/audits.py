@@ -9,8 +9,10 @@ records are recomputed is drawn from the validator's own randomness, and only af
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -39,9 +41,11 @@ from distributed_training.scoring.contribution import (
 )
 from distributed_training.scoring.gradient import AuditResult, judge
 from distributed_training.scoring.participation import standing
+from distributed_training.scoring.replay import as_records
 from distributed_training.scoring.sampling import drawn
 from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
 from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
+from distributed_training.validator.replays import ReplayDesk
 from template.chain.metagraph import Metagraph
 from template.clock import Clock, SystemClock
 from template.errors import DataError, StateError
@@ -50,6 +54,7 @@ from template.transport.dendrite import Dendrite, Target
 
 __all__ = ["AuditDesk", "EpochSeen"]
 
+Look = Callable[[], Awaitable[tuple[tuple[AuditResult, ...], str]]]  # the audits, and what kept us from making more
 NOWHERE = np.empty(0, dtype=np.int64)
 
 
@@ -68,7 +73,9 @@ class AuditDesk:
         telemetry: Telemetry,
         rng: random.Random,
         clock: Clock | None = None,
+        replays: ReplayDesk | None = None,
     ) -> None:
+        self._replays = replays
         self._uid = uid
         self._spec = spec
         self._loader = loader
@@ -96,8 +103,24 @@ class AuditDesk:
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
         reports = await self._inquiry.reports(sample, seen, late=late)
         self._explain(reports, seen)
-        chosen = drawn({uid: report.records for uid, report in reports.items()}, self._spec.audit, self._rng)
-        return tuple([await self._examine_miner(t, reports[t.uid], chosen[t.uid], seen) for t in sample])
+        looks = self._looks(sample, reports, seen)
+        return tuple([await self._examine_miner(t, reports[t.uid], looks[t.uid], seen) for t in sample])
+
+    def _looks(self, sample: Sequence[Target], reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, Look]:
+        """How each miner's work is looked at: some records computed again, or a stretch of its own steps replayed."""
+        if self._replays is None:
+            chosen = drawn({uid: report.records for uid, report in reports.items()}, self._spec.audit, self._rng)
+            return {
+                uid: functools.partial(self._recomputed, uid, report, chosen[uid], seen)
+                for uid, report in reports.items()
+            }
+        stretches, desk = self._replays.drawn(reports, seen), self._replays
+        return {
+            target.uid: functools.partial(
+                self._replayed, desk, target, reports[target.uid], stretches.get(target.uid), seen, sample
+            )
+            for target in sample
+        }
 
     def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
         """The uids that are scored: all that serve an axon and are given data, validators only if they contributed."""
@@ -109,7 +132,10 @@ class AuditDesk:
     def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
         """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
         limits, sightings, outcome = self._spec.averaging, seen.outcome.sightings, seen.outcome
-        records = {uid: reports[uid].records if uid in reports else () for uid in outcome.participants}
+        records = {
+            uid: as_records(reports[uid].records, reports[uid].marks) if uid in reports else ()
+            for uid in outcome.participants
+        }
         if sightings is None or limits.codec != "none" or limits.reduction != MEAN or not all(records.values()):
             return
         put = [Put(each, outcome.weights[uid]) for uid, each in records.items()]
@@ -126,14 +152,12 @@ class AuditDesk:
                 )
             )
 
-    async def _examine_miner(
-        self, target: Target, report: Report, chosen: Sequence[Record], seen: EpochSeen
-    ) -> Evidence:
+    async def _examine_miner(self, target: Target, report: Report, look: Look, seen: EpochSeen) -> Evidence:
         uid, hotkey, records = target.uid, target.hotkey, report.records
         if report.unobserved:
             return Evidence(uid=uid, hotkey=hotkey, unobserved=report.unobserved)
-        contribution = self._contribution(uid, records, seen)
-        recomputed, trouble = await self._recomputed(uid, report, chosen, seen)
+        contribution = self._contribution(uid, as_records(records, report.marks), seen)
+        recomputed, trouble = await look()
         audits = (*contribution, *recomputed)
         if trouble:
             self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=seen.epoch, reason=trouble))
@@ -176,6 +200,24 @@ class AuditDesk:
             except (DataError, StateError) as error:  # our corpus or our own numbers: nothing that the miner did
                 return tuple(audits), str(error)
         return tuple(audits), ""
+
+    async def _replayed(
+        self,
+        desk: ReplayDesk,
+        target: Target,
+        report: Report,
+        stretch: int | None,
+        seen: EpochSeen,
+        sample: Sequence[Target],
+    ) -> tuple[tuple[AuditResult, ...], str]:
+        """The same of a miner that makes steps of its own."""
+        if not report.records or target.uid not in seen.outcome.participants:
+            return (), ""
+        try:
+            results = await desk.audits(target, report, stretch, seen, sample)
+        except (DataError, StateError) as error:
+            return (), str(error)
+        return tuple(self._told(result) for result in results), ""
 
     def _steps(self, uid: int, epoch: int, records: Sequence[Record], audits: Sequence[AuditResult]) -> Steps:
         failed = {audit.number for audit in audits if not audit.passed and audit.number is not None}
@@ -230,6 +272,8 @@ class AuditDesk:
                 gradient_difference=result.gradient_difference,
                 alignment=result.alignment,
                 inflation=result.inflation,
+                drift=result.drift,
+                improvement=None if result.improvement is None else dataclasses.asdict(result.improvement),
             )
         )
         return result

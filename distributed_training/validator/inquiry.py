@@ -16,13 +16,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from distributed_training.averaging.outcome import RoundOutcome
 from distributed_training.engine.records import records_hash
 from distributed_training.events import AuditNotPossible, Unseen
 from distributed_training.model.layout import Vector
-from distributed_training.protocol import MAX_RECORDS_PER_PAGE, NO_SUCH_EPOCH, NOT_YET, Record, Train, TrainResponse
+from distributed_training.protocol import (
+    MAX_RECORDS_PER_PAGE,
+    NO_SUCH_EPOCH,
+    NOT_YET,
+    Mark,
+    PeerBinding,
+    Record,
+    Train,
+    TrainResponse,
+)
 from distributed_training.run import RunSpec
 from distributed_training.scoring.participation import RoundSeen
 from template.clock import Clock
@@ -40,7 +49,7 @@ class EpochSeen:
     """What this validator saw of an epoch that was averaged: its own outcome, and the rounds by uid.
 
     `bases`: the parameters [P], by state hash, that the epoch may have been trained at: θₑ and, in a run with overlap,
-    θₑ₋₁ if this validator was there already.
+    θₑ₋₁ if this validator was there already. `peers`: how the members of the round are reached.
     """
 
     epoch: int
@@ -48,11 +57,12 @@ class EpochSeen:
     bases: Mapping[str, Vector]
     outcome: RoundOutcome
     rounds: tuple[RoundSeen, ...]
+    peers: Mapping[int, PeerBinding] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one miner reported, and the hash of the state that its records were computed at.
+    """What one miner reported, and the hash of the state that its records were computed at or its steps began at.
 
     `unobserved`: why it could not be asked or looked at, which is not its fault.
     """
@@ -60,6 +70,7 @@ class Report:
     records: tuple[Record, ...] = ()
     base_hash: str = ""
     unobserved: str = ""
+    marks: tuple[Mark, ...] = ()
 
 
 class Inquiry:
@@ -105,7 +116,8 @@ class Inquiry:
                 if problem is not None or not isinstance(answer, TrainResponse):
                     del waiting[uid]
                     continue
-                reports[uid] = Report((*reports[uid].records, *answer.records), answer.base_hash)
+                marks = reports[uid].marks if offset else answer.marks
+                reports[uid] = Report((*reports[uid].records, *answer.records), answer.base_hash, marks=marks)
                 if not answer.records or answer.total_records <= offset + MAX_RECORDS_PER_PAGE:
                     del waiting[uid]
             if not waiting:
@@ -139,7 +151,7 @@ class Inquiry:
         stated = seen.outcome.records.get(uid)
         if stated is None:
             problem = "it bound itself to no records in the epoch's round"
-        elif await asyncio.to_thread(records_hash, report.records) != stated:
+        elif await asyncio.to_thread(records_hash, report.records, report.marks) != stated:
             problem = "its records are not those that it bound itself to in the epoch's round"
         else:
             return report

@@ -132,7 +132,9 @@ class Validator:
         if self._seen.full():
             dropped = self._seen.get_nowait()
             self._not_audited(dropped.epoch, "audits cannot keep up")
-        self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds))
+        peers = {member.uid: member.peer for member in done.request.group}
+        seen = EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds, peers)
+        self._seen.put_nowait(seen)
 
     def _note_failed(self, done: EndedRound) -> None:
         request, outcome = done.request, done.result.outcome

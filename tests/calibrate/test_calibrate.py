@@ -72,3 +72,9 @@ def test_too_little_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A tail cannot be seen in a handful of numbers."""
     assert main(["--run", str(TINY), "--epochs", "1", "--batches", "2", "--records", "1"]) == 1
     assert "at least 10" in capsys.readouterr().err
+
+
+def test_a_run_with_inner_steps_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its records are not computed at the epoch's parameters; the message says what to do instead."""
+    assert main(["--run", str(TINY.parents[2] / "runs" / "nano-diloco.toml")]) == 1
+    assert "measure audit.replay.tolerance with benchmarks.replay" in capsys.readouterr().err.replace("\n", " ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 
 import numpy as np
 import pytest
@@ -178,3 +179,17 @@ def test_too_small_a_corpus_is_refused_with_numbers_and_remedy() -> None:
     Assignment("small-0123456789ab", 128, 16, 8)
     with pytest.raises(CorpusTooSmall, match=r"127 train pages.*128.*16 uids x 8 pages.*lower data.max_uids"):
         Assignment("small-0123456789ab", 127, 16, 8)
+
+
+@given(shapes.filter(lambda shape: shape[2] > 0), st.integers(0, 50), st.integers(0, 10))
+def test_unassigned_pages_are_given_to_nobody(shape: tuple[int, int, int], epoch: int, seed: int) -> None:
+    """Different pages of the corpus, none of which any uid has in that epoch; the same draw for the same source."""
+    assignment = make(shape)
+    found = assignment.unassigned(epoch, 3, random.Random(seed))
+    given_away = {page for uid in range(shape[0]) for page in assignment.pages(epoch, uid, 0, shape[1]).tolist()}
+    assert not given_away & set(found)
+    assert len(set(found)) == len(found) <= 3
+    assert all(0 <= page < assignment.train_pages for page in found)
+    assert found == assignment.unassigned(epoch, 3, random.Random(seed))
+    if shape[2] > 20:
+        assert len(found) == 3

@@ -19,7 +19,9 @@ from distributed_training.explain.__main__ import main
 from distributed_training.explain.account import account, replay_log
 from distributed_training.explain.log import read_log
 from distributed_training.explain.text import show
+from distributed_training.run import ReplaySpec
 from distributed_training.scoring.combine import Outcome
+from distributed_training.scoring.improvement import improvement
 from distributed_training.scoring.participation import Standing
 from template.errors import ConfigurationError, StateError
 from tests.explain.test_log import REAL, records, written
@@ -222,3 +224,23 @@ def test_a_compared_contribution_is_shown_with_its_limits() -> None:
     words = console.export_text()
     assert f"at least {found.rules.audit.alignment:g}" in words
     assert re.search(r"0\.625\s+1\.25\s", words)
+
+
+def test_a_replay_is_shown_with_what_it_found() -> None:
+    """How far the miner's steps lead elsewhere beside the tolerance, and what its contribution does to the loss."""
+    found = account(read_log(REAL), HONEST, 3)
+    gained = improvement([0.25, 0.75] * 4, [0.1, 0.2] * 4, 0.99)
+    audit = dataclasses.replace(found.row.evidence.audits[0], number=8, drift=0.0625, improvement=gained)
+    evidence = dataclasses.replace(found.row.evidence, audits=(audit,))
+    rules = dataclasses.replace(found.rules.audit, replay=ReplaySpec(stretch=4, share=1.0, tolerance=0.5))
+    changed = dataclasses.replace(
+        found,
+        rules=dataclasses.replace(found.rules, audit=rules),
+        row=dataclasses.replace(found.row, evidence=evidence),
+    )
+    with Console(width=200, record=True, file=io.StringIO()) as console:
+        show(console, changed)
+    words = console.export_text()
+    assert "at most 0.5 of the way" in words
+    assert re.search(r"record 8\s+0\.0625\s", words)
+    assert "lowers the loss by 0.5 (" in words

@@ -53,7 +53,7 @@ def except_where_records_look(change: Change) -> Change:
 
     def informed(engine: Engine, vector: Vector) -> Vector:
         changed = change(engine, vector)
-        shown = engine._accumulated.coordinates.numpy()
+        shown = engine._local._coordinates.numpy()
         changed[shown] = vector[shown]
         return changed
 
