@@ -24,6 +24,7 @@ from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.matchmaking import Matchmaker
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader
@@ -216,6 +217,8 @@ def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
         dendrite=parts.network.dendrite,
         telemetry=base.telemetry,
         rng=random.SystemRandom(),
+        exhibits=WireExhibits(parts.network.peer, base.clock),
+        in_time=lambda epoch: parts.training.engine.epoch <= epoch + 1,
         clock=base.clock,
     )
 

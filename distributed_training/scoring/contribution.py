@@ -71,16 +71,35 @@ def unexplained(average: Values, put: Sequence[Put]) -> NDArray[np.int64]:
     records = [record for each in put for record in each.records]
     if any(len(record.gradient) != average.size for record in records):
         return np.arange(average.size)
+    expected, magnitude = _expected(average.size, put)
+    bound = (_SLACK * (len(records) + len(put)) + 8) * ROUNDING * magnitude + SMALLEST
+    return np.flatnonzero(~(np.abs(average - expected) <= bound))
+
+
+def distances(average: Values, put: Sequence[Put]) -> NDArray[np.float64]:
+    """How far an average [C] is from what all records add up to, in their magnitudes; zeros if one shows other places.
+
+    Arguments as of `unexplained`. A rule that restrains somebody leaves a distance as well.
+    """
+    if any(len(record.gradient) != average.size for each in put for record in each.records):
+        return np.zeros(average.size)
+    expected, magnitude = _expected(average.size, put)
+    with np.errstate(over="ignore", invalid="ignore"):
+        away = np.abs(average - expected) / (magnitude + SMALLEST)
+    return np.nan_to_num(away, nan=0.0)
+
+
+def _expected(size: int, put: Sequence[Put]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The weighted mean of all records' values [C], and that of their magnitudes."""
     total = math.fsum(each.weight for each in put)
-    expected, magnitude = np.zeros(average.size), np.zeros(average.size)
+    expected, magnitude = np.zeros(size), np.zeros(size)
     for each in put:
         samples = np.array([float(record.samples) for record in each.records])
         shown = np.array([record.gradient for record in each.records], dtype=np.float64)
         share = samples / samples.sum() * (each.weight / total)
         expected += share @ shown
         magnitude += share @ np.abs(shown)
-    bound = (_SLACK * (len(records) + len(put)) + 8) * ROUNDING * magnitude + SMALLEST
-    return np.flatnonzero(~(np.abs(average - expected) <= bound))
+    return expected, magnitude
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ class Finding(StrEnum):
     NOT_THE_SUM = "what was put into the average is not what the records add up to"
     NOT_ITS_WORK = "what was put into the average does not hold the recomputed work"
     INFLATED = "what was put into the average is larger than the work"
+    NOT_REDUCED = "the average that it gave everybody is not that of what it was sent"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,16 @@ records are recomputed is drawn from the validator's own randomness, and only af
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from distributed_training.averaging.codecs.names import parse_pair
-from distributed_training.averaging.outcome import RoundOutcome
+from distributed_training.averaging.exhibits import Exhibits
+from distributed_training.averaging.outcome import RoundOutcome, RoundResult
+from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.rule_names import MEAN
 from distributed_training.averaging.witness import Sighting, Sightings
 from distributed_training.data.loader import Loader
@@ -42,6 +45,7 @@ from distributed_training.scoring.participation import standing
 from distributed_training.scoring.sampling import drawn
 from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
 from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
+from distributed_training.validator.reductions import Findings, Reduction, ReductionDesk, draw, likeliest
 from template.chain.metagraph import Metagraph
 from template.clock import Clock, SystemClock
 from template.errors import DataError, StateError
@@ -67,8 +71,11 @@ class AuditDesk:
         dendrite: Dendrite,
         telemetry: Telemetry,
         rng: random.Random,
+        exhibits: Exhibits,
+        in_time: Callable[[int], bool],
         clock: Clock | None = None,
     ) -> None:
+        """`exhibits` shows what contributors sent in a round, while `in_time` says of its epoch that they keep it."""
         self._uid = uid
         self._spec = spec
         self._loader = loader
@@ -81,6 +88,14 @@ class AuditDesk:
             dendrite=dendrite,
             telemetry=telemetry,
             clock=clock or SystemClock(),
+        )
+        self._reductions = ReductionDesk(
+            uid=uid,
+            reducers=spec.audit.reducers,
+            exhibits=exhibits,
+            in_time=in_time,
+            telemetry=telemetry,
+            rng=rng,
         )
         self._telemetry = telemetry
         self._rng = rng
@@ -96,8 +111,16 @@ class AuditDesk:
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
         reports = await self._inquiry.reports(sample, seen, late=late)
         self._explain(reports, seen)
+        findings = await self._reduced(reports, seen)
         chosen = drawn({uid: report.records for uid, report in reports.items()}, self._spec.audit, self._rng)
-        return tuple([await self._examine_miner(t, reports[t.uid], chosen[t.uid], seen) for t in sample])
+        evidence = [await self._examine_miner(t, reports[t.uid], chosen[t.uid], seen) for t in sample]
+        return tuple(self._with(found, findings) for found in evidence)
+
+    def keep(self, plan: RoundPlan, result: RoundResult) -> Reduction | None:
+        """What `examine` needs of a completed round to look at its reducers; drawn now, when everybody is bound."""
+        if result.average is None or not self._spec.audit.reducers:
+            return None
+        return draw(plan, result.outcome, result.average, self._rng)
 
     def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
         """The uids that are scored: all that serve an axon and are given data, validators only if they contributed."""
@@ -106,13 +129,32 @@ class AuditDesk:
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
+    async def _reduced(self, reports: Mapping[int, Report], seen: EpochSeen) -> Findings:
+        """Look at reducers among those whose reports were asked for."""
+        if seen.reduction is None:
+            return Findings()
+        sightings, put = seen.outcome.sightings, self._put(reports, seen)
+        suspects = [] if sightings is None or put is None else likeliest(sightings, put)
+        return await self._reductions.examine(seen.epoch, seen.reduction, reports.keys(), suspects)
+
+    def _with(self, evidence: Evidence, findings: Findings) -> Evidence:
+        """The evidence of a miner, and what it did as a reducer or kept to itself."""
+        lie, unshown = findings.lies.get(evidence.uid), findings.unshown.get(evidence.uid, "")
+        audits = evidence.audits if lie is None else (*evidence.audits, self._told(lie))
+        return dataclasses.replace(evidence, audits=audits, unshown=unshown)
+
+    def _put(self, reports: Mapping[int, Report], seen: EpochSeen) -> list[Put] | None:
+        """The records and weights of all who are in the average; None if some are not here."""
+        records = {uid: reports[uid].records if uid in reports else () for uid in seen.outcome.participants}
+        if not all(records.values()):
+            return None
+        return [Put(each, seen.outcome.weights[uid]) for uid, each in records.items()]
+
     def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
         """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
-        limits, sightings, outcome = self._spec.averaging, seen.outcome.sightings, seen.outcome
-        records = {uid: reports[uid].records if uid in reports else () for uid in outcome.participants}
-        if sightings is None or limits.codec != "none" or limits.reduction != MEAN or not all(records.values()):
+        limits, sightings, put = self._spec.averaging, seen.outcome.sightings, self._put(reports, seen)
+        if sightings is None or limits.codec != "none" or limits.reduction != MEAN or put is None:
             return
-        put = [Put(each, outcome.weights[uid]) for uid, each in records.items()]
         off = unexplained(sightings.average, put)
         if off.size:
             reducers = sorted({int(uid) for uid in sightings.reducers[off]})

@@ -25,6 +25,7 @@ from distributed_training.model.layout import Vector
 from distributed_training.protocol import MAX_RECORDS_PER_PAGE, NO_SUCH_EPOCH, NOT_YET, Record, Train, TrainResponse
 from distributed_training.run import RunSpec
 from distributed_training.scoring.participation import RoundSeen
+from distributed_training.validator.reductions import Reduction
 from template.clock import Clock
 from template.telemetry import Telemetry
 from template.transport.dendrite import DEADLINE, NOT_SENT, UNREACHABLE, Dendrite, Outcome, Target
@@ -40,7 +41,7 @@ class EpochSeen:
     """What this validator saw of an epoch that was averaged: its own outcome, and the rounds by uid.
 
     `bases`: the parameters [P], by state hash, that the epoch may have been trained at: θₑ and, in a run with overlap,
-    θₑ₋₁ if this validator was there already.
+    θₑ₋₁ if this validator was there already. `reduction`: what was kept to look at reducers, None for nothing.
     """
 
     epoch: int
@@ -48,6 +49,7 @@ class EpochSeen:
     bases: Mapping[str, Vector]
     outcome: RoundOutcome
     rounds: tuple[RoundSeen, ...]
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ class Validator:
         if self._seen.full():
             dropped = self._seen.get_nowait()
             self._not_audited(dropped.epoch, "audits cannot keep up")
-        self._seen.put_nowait(EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds))
+        reduction = self._desk.keep(done.plan, done.result)
+        self._seen.put_nowait(
+            EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds, reduction)
+        )
 
     def _note_failed(self, done: EndedRound) -> None:
         request, outcome = done.request, done.result.outcome

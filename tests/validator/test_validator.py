@@ -208,7 +208,9 @@ async def test_a_leader_in_a_hurry_makes_nobody_owe(tmp_path: Path) -> None:
         for exchange, owing in ((4.0, set()), (6.0, {net.neurons[3].axon.hotkey})):
             request = net.request(deadlines=Deadlines(connect=10, exchange=exchange, commit=10))
             outcome = dataclasses.replace(failed_outcome(), failures=(late,))
-            ended = EndedRound(request, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state)
+            ended = EndedRound(
+                request, None, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state
+            )
             validator.on_ended(ended)
             assert validator._memory.now.failed == owing
         assert [event["fault"] for event in net.neurons[0].told("AttemptVoid")] == ["leader"]

@@ -387,6 +387,8 @@ def validator_of(world: World, parts: Parts, seed: int, until_epoch: int) -> Val
             dendrite=parts.dendrite,  # type: ignore[arg-type]
             telemetry=telemetry,
             rng=random.Random(seed),
+            exhibits=world.hall,
+            in_time=lambda epoch: parts.engine.epoch <= epoch + 1,
             clock=world.clock,
         ),
         publisher=world.gauge,  # type: ignore[arg-type]
