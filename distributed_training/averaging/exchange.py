@@ -158,9 +158,11 @@ class Exchange:
             return
         hashes = packing.chunk_hashes(link.member.uid)
         await write_message(stream, Parts(shares=tuple(packing.shares.items()), chunks=hashes))
-        await in_thread(lambda: self._send_part(packing, link, lane), lane.abort)
+        await in_thread(lambda: self._send_part(link, lane), lane.abort)
 
-    def _send_part(self, packing: Packing, link: Link, lane: Lane) -> None:
+    def _send_part(self, link: Link, lane: Lane) -> None:
+        packing = self._packing
+        assert packing is not None, "who puts nothing in sends nothing"
         start, stop = self._ranges[link.member.uid]
         for index, (low, high) in enumerate(chunks(stop - start, self._plan.chunk)):
             self._send_chunk(link, lane, packing.payload(link.member.uid, index), high - low)

@@ -14,6 +14,7 @@ import pytest
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import plan_from
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -65,6 +66,8 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
             dendrite=neuron.dendrite,
             telemetry=telemetry,
             rng=random.Random(0),
+            exhibits=WireExhibits(neuron.transport, SystemClock()),
+            in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
         ),
         publisher=Publisher(
             uid=uid,
