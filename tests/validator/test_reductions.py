@@ -1,4 +1,4 @@
-"""Real rounds in which a miner lies as a reducer, or about what it sent: who is named, who is paid less, and who is not."""
+"""Real rounds in which a miner lies as a reducer, or about what it sent: who is named, who is unpaid, who is not."""
 
 from __future__ import annotations
 
