@@ -48,6 +48,8 @@ from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.report_desk import KEPT_EPOCHS, ReportDesk
+from distributed_training.validator.report_file import ReportFile
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import watching
 from template.chain.connect import connect
@@ -200,6 +202,7 @@ async def _build_validator(stack: AsyncExitStack, parts: Parts, config: Validato
         publisher=await _publisher(parts, auditor),
         paymaster=_paymaster(base, memory),
         memory=memory,
+        reports=await asyncio.to_thread(_report_desk, base),
         until_epoch=config.until_epoch,
         telemetry=telemetry,
         clock=clock,
@@ -221,6 +224,12 @@ def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
         in_time=lambda epoch: parts.training.engine.epoch <= epoch + 1,
         clock=base.clock,
     )
+
+
+def _report_desk(base: Base) -> ReportDesk:
+    """With what this validator scored before it was started."""
+    file = ReportFile(base.settings.general.folder / "reports.jsonl", base.spec.run_id, KEPT_EPOCHS)
+    return ReportDesk(base.uid, file, base.telemetry)
 
 
 async def _publisher(parts: Parts, auditor: Auditor) -> Publisher:

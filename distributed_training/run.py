@@ -276,7 +276,7 @@ class ScoringSpec:
         _require(0 <= self.bandwidth_share <= 1, "scoring.bandwidth_share must lie in [0, 1]")
         _require(self.reference_rate > 0, "scoring.reference_rate must be positive")
         _require(self.penalty_epochs >= 0, "scoring.penalty_epochs must not be negative")
-        _require(0 <= self.held_epochs <= 1000, "scoring.held_epochs must lie in [0, 1000]")
+        _require(0 <= self.held_epochs <= 200, "scoring.held_epochs must lie in [0, 200]: the log has all of them")
         _require(self.weights_interval >= 1, "scoring.weights_interval must be at least 1")
 
 

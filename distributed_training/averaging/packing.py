@@ -44,6 +44,7 @@ class Packing:
             AveragingError: a value has no code.
         """
         self.plan = plan
+        self.own = contribution[:0]  # what it puts into its own share
         self._payloads: dict[int, list[memoryview]] = {}
         self._chunks: dict[int, tuple[str, ...]] = {}
         for reducer, (start, stop) in plan.ranges().items():

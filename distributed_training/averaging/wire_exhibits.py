@@ -27,7 +27,7 @@ from template.transport.synapse import Message
 
 PROTOCOL = "dt-shown/1"
 MAX_ASK = 1024  # bytes
-SECONDS = 15.0  # for a chunk of 1 MiB, on either side
+SECONDS = 10.0  # for a chunk of 1 MiB, on either side
 TRIES = 3  # a member may be in COMMIT for a moment longer than we are
 PAUSE_SECONDS = 1.0
 AT_ONCE = 8  # chunks that are shown at a time

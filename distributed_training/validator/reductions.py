@@ -42,7 +42,7 @@ from distributed_training.scoring.gradient import AuditResult
 from distributed_training.scoring.reduction import compare, lied
 from template.telemetry import Telemetry
 
-AT_ONCE = 8  # chunks that are asked for at a time: 8 MiB at most
+AT_ONCE = 16  # chunks that are asked for at a time: 16 MiB at most
 
 UNSHOWN = "did not show what it put into the average"
 
@@ -110,12 +110,13 @@ class ReductionDesk:
         candidates = {uid: drawn for uid, drawn in seen.drawn.items() if uid in sample and uid in seen.roots}
         if not self._reducers or not candidates:
             return Findings()
-        own = await self._shown(seen, [(uid, uid) for uid in candidates])
-        checked = self._chosen([uid for uid in candidates if own[uid, uid] is not None], suspects)
+        shown = await self._shown(seen, [(uid, uid) for uid in candidates])
+        mute = _silent(shown)
+        checked = self._chosen([uid for uid in candidates if uid not in mute], suspects)
         others = [(uid, reducer) for reducer in checked for uid in seen.plan.contributors if uid != reducer]
-        shown = own | await self._shown(seen, others)
-        silent = {uid for (uid, _), part in shown.items() if part is None}
-        asked = {uid for uid, _ in shown}
+        shown |= dict.fromkeys(others)
+        shown |= await self._shown(seen, [pair for pair in others if pair[0] not in mute])  # they are silent still
+        silent, asked = _silent(shown), {uid for uid, _ in shown}
         if not self._in_time(epoch):
             return self._open(epoch, "the next round had ended before its reducers were looked at")
         if len(silent) >= 2 and 2 * len(silent) > len(asked):
@@ -182,6 +183,11 @@ class ReductionDesk:
             )
         )
         return None if found is None or found.agrees else lied(reducer, epoch, found.difference)
+
+
+def _silent(shown: Mapping[tuple[int, int], Floats | None]) -> set[int]:
+    """Who did not show all that it was asked for."""
+    return {uid for (uid, _), part in shown.items() if part is None}
 
 
 def likeliest(sightings: Sightings, put: Sequence[Put]) -> list[int]:

@@ -63,6 +63,7 @@ class Validator:
         publisher: Publisher,
         paymaster: Paymaster,
         memory: Remembered,
+        reports: ReportDesk,
         until_epoch: int | None,
         telemetry: Telemetry,
         clock: Clock,
@@ -84,7 +85,7 @@ class Validator:
         self._telemetry = telemetry
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
-        self._reports = ReportDesk(node.uid)
+        self._reports = reports
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
         self._ended_with: State | None = None
         self._new_state = asyncio.Event()
@@ -293,5 +294,5 @@ class Validator:
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)
         event = score_epoch(before, after, rows, self._rules)
-        self._reports.keep(event, after)
+        await self._reports.keep(event, after)
         self._telemetry.emit(event)

@@ -24,6 +24,7 @@ FAKED = ("free-rider", "copycat", "plagiarist", "same-page", "no-backward", "rep
 POISONED = ("inflation", "sign-flip", "spike", "garbage", "secretive", "silent")
 IN_ROUNDS = ("nan", "withholding", "peer-id-theft", "wrong-size")
 REDUCERS = ("lying-reducer", "lying-where-unseen", "hiding-reducer", "false-exhibitor")
+GROUPS = {"faked": FAKED, "poisoned": POISONED, "in rounds": IN_ROUNDS, "reducers": REDUCERS}
 
 
 def together(names: tuple[str, ...]) -> tuple[Scenario, Story]:

@@ -29,6 +29,7 @@ from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.report_desk import ReportDesk
 from distributed_training.validator.validator import WAITING_AUDITS, Validator
 from template.clock import Clock, ManualClock, SystemClock
 from tests.roles import AVERAGING, EPOCH, Subnet, subnet
@@ -83,6 +84,7 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
         ),
         paymaster=Unpaid(),  # type: ignore[arg-type]
         memory=Remembered(MemoryFile(net.folder / f"validator{uid}.json"), spec.run_id, telemetry),
+        reports=ReportDesk(uid, None, telemetry),
         until_epoch=until_epoch,
         telemetry=telemetry,
         clock=clock,

@@ -36,6 +36,7 @@ from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import Memory, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication
+from distributed_training.validator.report_desk import ReportDesk
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import DRAWN
 from template.telemetry import Event, Telemetry
@@ -404,6 +405,7 @@ def validator_of(world: World, parts: Parts, seed: int, until_epoch: int) -> Val
             clock=world.clock,
         ),
         memory=memory,
+        reports=ReportDesk(parts.uid, None, telemetry),
         until_epoch=until_epoch,
         telemetry=telemetry,
         clock=world.clock,
