@@ -88,12 +88,15 @@ AUDIT = AuditSpec(
 
 
 def run_spec(folder: Path, **changes: Any) -> RunSpec:
-    """A run over a small text corpus in `folder`: a page is 32 bytes, a micro-batch one page."""
+    """A run over a small text corpus in `folder`: a page is 32 bytes, a micro-batch one page of two samples.
+
+    No page is shorter: 12 texts of 400 bytes with their ends. Which pages a miner gets depends on the folder's name.
+    """
     corpus = folder / "texts"
     if not corpus.exists():
         random = np.random.default_rng(0)
         letters = np.frombuffer(b"abcdefghij klmnop", np.uint8)
-        write_text(corpus, [random.choice(letters, 400).tobytes().decode() for _ in range(12)])
+        write_text(corpus, [random.choice(letters, 399).tobytes().decode() for _ in range(12)])
     data = DataSpec(
         source="text",
         path=str(corpus),

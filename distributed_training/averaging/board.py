@@ -152,6 +152,10 @@ class Board:
             if vote is not None and link.gave_up and not (vote.failures or vote.suspicions or vote.followed):
                 self.fail(uid, "voter", "gave the round up and named nobody")
 
+    def blames(self, uid: int) -> bool:
+        """Whether that member failed, is suspected, or gave the round up: nothing that it lacks is due to it."""
+        return uid in self.failures or uid in self.suspects or self.links[uid].gave_up
+
     def suspicions(self) -> tuple[Failure, ...]:
         """Whom we suspect and have not seen fail."""
         return tuple(

@@ -104,6 +104,7 @@ class Round:
         self._exchange = Exchange(plan, uid, self._board, self._codecs, buffers, watch)
         self._packing: Packing | None = None
         self._showcase = showcase
+        self._reaching: dict[int, asyncio.Task[None]] = {}  # our control streams, as they are opened
         self._average_hash: str | None = None
         self._began = time.monotonic()
 
@@ -170,10 +171,11 @@ class Round:
 
     async def _connect(self, deadline: float) -> bool:
         self._board.enter(RoundState.CONNECT)
-        links = self._board.links.values()
-        for link in links:
+        links = self._board.links
+        for uid, link in links.items():
+            self._reaching[uid] = self._board.spawn(self._reach(link))
             self._board.spawn(self._greet(link))
-        return await self._board.until(lambda: all(x.connected for x in links), deadline, self._hopeless)
+        return await self._board.until(lambda: all(x.connected for x in links.values()), deadline, self._hopeless)
 
     async def _move_data(self, deadline: float) -> bool:
         self._board.enter(RoundState.EXCHANGE)
@@ -224,7 +226,10 @@ class Round:
         moving = self._board.state is RoundState.EXCHANGE
         settled = now + self._config.settle_seconds
         await self._board.until(lambda: _all_done(ballots) and self._board.settled() and not moving, settled, _never)
-        heard = self._board.settled if moving else self._board.explained
+
+        def heard() -> bool:
+            return self._board.settled() if moving else self._board.explained() and _all_done(ballots)
+
         await self._board.until(heard, min(now + self._config.ask_seconds, deadline), _never)
         if time.monotonic() >= deadline:  # the others' clocks are a little apart: their deadline may have come first
             self._name_the_late(all_heard=True)
@@ -270,6 +275,9 @@ class Round:
         return [self._board.spawn(self._send_vote(link, vote)) for link in self._board.links.values()]
 
     async def _send_vote(self, link: Link, vote: Vote) -> None:
+        """Also on a stream that is not open yet: who cannot hear us would wait for us, or take us for lost."""
+        if link.voting is None and not self._board.blames(link.member.uid):
+            await asyncio.wait({self._reaching[link.member.uid]})
         if link.voting is None:
             return
         try:
@@ -323,6 +331,14 @@ class Round:
     # Streams
 
     async def _greet(self, link: Link) -> None:
+        """Open both streams that we need to a member: on which we vote, and on which it gets our data."""
+        await asyncio.wait({self._reaching[link.member.uid]})
+        if link.voting is None:
+            return
+        link.plane = await self._plane_to(link)
+        self._board.ring()
+
+    async def _reach(self, link: Link) -> None:
         """Open our control stream to a member; try again until it stands, for as long as CONNECT lasts."""
         while link.voting is None and not link.gave_up:
             try:
@@ -332,8 +348,6 @@ class Round:
             except Fault as fault:
                 self._board.fail(link.member.uid, "voter", str(fault))
                 return
-        link.plane = await self._plane_to(link)
-        self._board.ring()
 
     async def _plane_to(self, link: Link) -> Plane:
         """Make the direct connection that our data stream to a member needs, if that is possible."""

@@ -74,6 +74,7 @@ class Row:
     seconds: float = 0.0
     ends: dict[int, str] = field(default_factory=dict)
     named: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    spent: dict[int, Mapping[str, float]] = field(default_factory=dict)  # seconds in each state
     equal: bool = False
     again: float | None = None
     broken: list[str] = field(default_factory=list)
@@ -115,6 +116,7 @@ def _judge(row: Row, watch: Watch, heard: Heard, *, busy: bool) -> None:
         uid: tuple(f"{f.uid} {f.role} in {f.state}: {f.reason}" for f in report.failures)
         for uid, report in reports.items()
     }
+    row.spent |= {uid: report.seconds for uid, report in reports.items()}
     for uid, report in sorted(reports.items()):
         _judge_one(row, watch, uid, report)
     named = [bool(report.named) for report in reports.values()]

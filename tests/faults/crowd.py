@@ -28,6 +28,7 @@ from tests.faults.sabotage import Sabotage
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
+REST_SECONDS = 30.0  # more than the deadlines of a round together
 LINE = 1 << 20  # bytes of one report at most
 _numbers = itertools.count(1)
 
@@ -116,6 +117,7 @@ class MemberProcess:
         self.addresses: tuple[str, ...] = ()
         self.daemon = 0
         self.fit = True  # False once it was ordered to do wrong to itself
+        self._pending: set[str] = set()  # rounds that it was told to take part in and has not ended yet
         self._said: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
         self._listening: asyncio.Task[None] | None = None
@@ -131,7 +133,14 @@ class MemberProcess:
     async def order(self, order: Order) -> None:
         if order.sabotage is not None and order.sabotage.kind in ("kill", "stop"):
             self.fit = False
+        self._pending.add(order.plan.round_id)
         await self._tell(order.as_json())
+
+    async def rest(self) -> None:
+        """Wait until it takes part in no round, or is not to be waited for; the caller bounds it."""
+        while self._pending and self.fit and self._listening is not None and not self._listening.done():
+            self._changed.clear()
+            await self._changed.wait()
 
     async def hear(self, round_id: str, heard: Heard) -> None:
         """Wait for its word on a round; the caller bounds it.
@@ -186,6 +195,7 @@ class MemberProcess:
     async def _listen(self) -> None:
         while said := await self._read():
             self._said.append(said)
+            self._pending -= {said.get("busy"), said.get("ended", {}).get("round_id")}
             del self._said[:-8]
             self._changed.set()
         asyncio.get_running_loop().call_soon(self._changed.set)  # when this task has ended
@@ -238,7 +248,15 @@ class Crowd:
         await asyncio.gather(*(self._start(uid, initial) for uid in uids))
 
     async def mend(self) -> None:
-        """Replace those that died or hang."""
+        """Replace those that died or hang; the others have ended their rounds when this returns.
+
+        Who did wrong may still be at it when the honest ones have ended: it would be busy in the next round.
+
+        Raises:
+            TimeoutError: one of them has not.
+        """
+        async with asyncio.timeout(REST_SECONDS):
+            await asyncio.gather(*(member.rest() for member in self.members.values()))
         await self.replace([uid for uid, member in self.members.items() if not member.fit])
 
     def plan(

@@ -45,7 +45,7 @@ async def crowd(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crowd
 async def test_a_cell_keeps_its_promise(crowd: Crowd, name: str) -> None:
     """Ends in time, names the culprit alone, one average or none, and the next round succeeds."""
     row = await play(crowd, cell_named(name), busy=True)
-    assert row.broken == [], row.named
+    assert row.broken == [], (row.named, row.spent)
 
 
 async def test_the_daemon_does_not_outlive_the_neuron(crowd: Crowd) -> None:
