@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,15 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging import exchange, wire_exhibits
+from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.exhibits import Wanted
 from distributed_training.averaging.packing import Packing
+from distributed_training.averaging.partition import chunks
 from distributed_training.scoring.combine import Evidence, Outcome, Rules, ScoreBook, advance
 from distributed_training.scoring.gradient import Finding
+from distributed_training.validator.reductions import Drawn, Reduction, ReductionDesk
+from template.telemetry import MemorySink, Telemetry
+from tests.averaging.groups import make_plan, memory_group
 from tests.roles import AUDIT, AVERAGING, Subnet
 from tests.validator.test_contributions import LARGER, desk_of, failed, round_of, served
 
@@ -136,3 +143,51 @@ async def test_who_comes_late_asks_in_vain_and_blames_nobody(tmp_path: Path) -> 
         told = [event["reason"] for event in net.neurons[0].told("AuditNotPossible")]
     assert told == ["the next round had ended before its reducers were looked at"]
     assert all(not found.unshown and not failed(found) for found in evidence)
+
+
+class Obliging:
+    """Every contributor shows zeros; `asked` is who was asked for its part in whose share, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    async def show(self, wanted: Wanted) -> Floats | None:
+        self.asked.append((wanted.uid, wanted.reducer))
+        start, stop = wanted.plan.ranges()[wanted.reducer]
+        low, high = chunks(stop - start, wanted.plan.chunk)[wanted.chunk]
+        return np.zeros(high - low, np.float32)
+
+
+async def looked_at(suspects: list[int], seed: int) -> tuple[set[int], list[tuple[int, int]]]:
+    """Which two of six reducers a desk looks at, and what it asked."""
+    async with memory_group(7) as (group, _):
+        plan = make_plan(group.members(auxiliary=[0]), 7000, chunk=300)
+    shows, sink = Obliging(), MemorySink()
+    desk = ReductionDesk(
+        uid=0,
+        reducers=2,
+        exhibits=shows,
+        in_time=lambda _: True,
+        telemetry=Telemetry([sink]),
+        rng=random.Random(seed),
+    )
+    drawn = {uid: Drawn(1, np.zeros(250, np.float32)) for uid in plan.contributors}
+    seen = Reduction(plan, drawn, dict.fromkeys(plan.contributors, "0" * 64), dict.fromkeys(plan.contributors, 1.0))
+    await desk.examine(3, seen, plan.contributors, suspects)
+    return {record["miner"] for record in sink.records}, shows.asked
+
+
+async def test_the_likeliest_is_looked_at_and_another_at_random() -> None:
+    """Half by suspicion, so that a plain lie is found at once; half by chance, for one that avoids suspicion."""
+    chosen = [await looked_at([5, 1, 2], seed) for seed in range(20)]
+    assert all(5 in uids and len(uids) == 2 for uids, _ in chosen)
+    assert {uid for uids, _ in chosen for uid in uids} == {1, 2, 3, 4, 5, 6}
+    by_chance = [await looked_at([], seed) for seed in range(20)]
+    assert {uid for uids, _ in by_chance for uid in uids} == {1, 2, 3, 4, 5, 6}
+
+
+async def test_nobody_can_tell_from_the_first_question_whether_it_is_looked_at() -> None:
+    """All are asked for their own part of their own share, before anything else is asked."""
+    uids, asked = await looked_at([5], 0)
+    assert sorted(asked[:6]) == [(uid, uid) for uid in range(1, 7)]
+    assert sorted(asked[6:]) == sorted((uid, reducer) for reducer in uids for uid in range(1, 7) if uid != reducer)
