@@ -44,6 +44,7 @@ from template.telemetry import Telemetry
 
 AT_ONCE = 16  # chunks that are asked for at a time: 16 MiB at most
 
+TOO_LATE = "the next round had ended before its reducers were looked at"
 UNSHOWN = "did not show what it put into the average"
 
 
@@ -110,6 +111,8 @@ class ReductionDesk:
         candidates = {uid: drawn for uid, drawn in seen.drawn.items() if uid in sample and uid in seen.roots}
         if not self._reducers or not candidates:
             return Findings()
+        if not self._in_time(epoch):
+            return self._open(epoch, TOO_LATE)
         shown = await self._shown(seen, [(uid, uid) for uid in candidates])
         mute = _silent(shown)
         checked = self._chosen([uid for uid in candidates if uid not in mute], suspects)
@@ -118,7 +121,7 @@ class ReductionDesk:
         shown |= await self._shown(seen, [pair for pair in others if pair[0] not in mute])  # they are silent still
         silent, asked = _silent(shown), {uid for uid, _ in shown}
         if not self._in_time(epoch):
-            return self._open(epoch, "the next round had ended before its reducers were looked at")
+            return self._open(epoch, TOO_LATE)
         if len(silent) >= 2 and 2 * len(silent) > len(asked):
             return self._open(
                 epoch, f"{len(silent)} of {len(asked)} contributors show nothing, as if our line were broken"
