@@ -33,14 +33,16 @@ class ReportDesk:
             except OSError as error:
                 telemetry.emit(NotSaved(what="reports", reason=f"those of before cannot be read: {error}"))
 
-    async def keep(self, event: EpochScored, book: ScoreBook) -> None:
-        """Take in an epoch that was scored, and the book after it. A disk that does not take it is told."""
-        total = total_of(book)
-        self._kept.append((event, total))
+    def keep(self, event: EpochScored, book: ScoreBook) -> None:
+        """Take in an epoch that was scored, and the book after it."""
+        self._kept.append((event, total_of(book)))
+
+    async def save(self) -> None:
+        """Write the epoch that was taken in last. A disk that does not take it is told."""
         if self._file is None:
             return
         try:
-            await asyncio.to_thread(self._file.append, event, total, tuple(self._kept))
+            await asyncio.to_thread(self._file.append, *self._kept[-1], tuple(self._kept))
         except OSError as error:
             self._telemetry.emit(NotSaved(what="reports", reason=str(error)))
 

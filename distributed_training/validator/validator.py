@@ -294,5 +294,6 @@ class Validator:
         after, rows = advance(before, seen.epoch, miners, evidence, self._rules)
         await self._memory.change(book=after)
         event = score_epoch(before, after, rows, self._rules)
-        await self._reports.keep(event, after)
+        self._reports.keep(event, after)
+        await self._reports.save()
         self._telemetry.emit(event)

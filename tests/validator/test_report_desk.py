@@ -21,7 +21,8 @@ async def desk(epochs: list[list[Evidence]], file: ReportFile | None = None) -> 
     made, book = ReportDesk(1, file, Telemetry()), ScoreBook()
     for epoch, items in enumerate(epochs):
         after, rows = advance(book, epoch, {item.uid: item.hotkey for item in items}, items, RULES)
-        await made.keep(score_epoch(book, after, rows, RULES), after)
+        made.keep(score_epoch(book, after, rows, RULES), after)
+        await made.save()
         book = after
     return made
 
@@ -85,7 +86,8 @@ async def test_a_line_that_a_kill_cut_off_is_dropped_and_written_over(tmp_path: 
     again = ReportDesk(1, ReportFile(path, "run", KEPT_EPOCHS), Telemetry())
     assert epochs_in(await again.answer(Report(run_id="r"), MINER)) == [0, 1]
     book, rows = advance(ScoreBook(), 7, {2: "hot2"}, [evidence(2)], RULES)
-    await again.keep(score_epoch(ScoreBook(), book, rows, RULES), book)
+    again.keep(score_epoch(ScoreBook(), book, rows, RULES), book)
+    await again.save()
     third = ReportDesk(1, ReportFile(path, "run", KEPT_EPOCHS), Telemetry())
     assert epochs_in(await third.answer(Report(run_id="r"), MINER)) == [0, 1, 7]
 
@@ -105,6 +107,7 @@ async def test_a_disk_that_takes_nothing_is_told(tmp_path: Path) -> None:
     blocked.write_text("")
     made = ReportDesk(1, ReportFile(blocked / "reports.jsonl", "run", KEPT_EPOCHS), Telemetry([sink]))
     book, rows = advance(ScoreBook(), 0, {2: "hot2"}, [evidence(2)], RULES)
-    await made.keep(score_epoch(ScoreBook(), book, rows, RULES), book)
+    made.keep(score_epoch(ScoreBook(), book, rows, RULES), book)
+    await made.save()
     assert epochs_in(await made.answer(Report(run_id="r"), MINER)) == [0]
     assert {record["what"] for record in sink.records} == {"reports"}
