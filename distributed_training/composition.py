@@ -24,6 +24,7 @@ from distributed_training.averaging.introduction import Introductions
 from distributed_training.averaging.matchmaking import Matchmaker
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.state_transfer import StateServer
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.catch_up import CatchUp, CatchUpConfig
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader
@@ -49,6 +50,8 @@ from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publisher
 from distributed_training.validator.replays import ReplayDesk
+from distributed_training.validator.report_desk import KEPT_EPOCHS, ReportDesk
+from distributed_training.validator.report_file import ReportFile
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import watching
 from template.chain.connect import connect
@@ -201,6 +204,7 @@ async def _build_validator(stack: AsyncExitStack, parts: Parts, config: Validato
         publisher=await _publisher(parts, auditor),
         paymaster=_paymaster(base, memory),
         memory=memory,
+        reports=await asyncio.to_thread(_report_desk, base),
         until_epoch=config.until_epoch,
         telemetry=telemetry,
         clock=clock,
@@ -218,6 +222,8 @@ def _audit_desk(parts: Parts, auditor: Auditor) -> AuditDesk:
         dendrite=parts.network.dendrite,
         telemetry=base.telemetry,
         rng=random.SystemRandom(),
+        exhibits=WireExhibits(parts.network.peer, base.clock),
+        in_time=lambda epoch: parts.training.engine.epoch <= epoch + 1,
         clock=base.clock,
         replays=_replay_desk(parts, auditor),
     )
@@ -250,6 +256,12 @@ def _replay_desk(parts: Parts, auditor: Auditor) -> ReplayDesk | None:
         clock=base.clock,
         rng=random.SystemRandom(),
     )
+
+
+def _report_desk(base: Base) -> ReportDesk:
+    """With what this validator scored before it was started."""
+    file = ReportFile(base.settings.general.folder / "reports.jsonl", base.spec.run_id, KEPT_EPOCHS)
+    return ReportDesk(base.uid, file, base.telemetry)
 
 
 async def _publisher(parts: Parts, auditor: Auditor) -> Publisher:

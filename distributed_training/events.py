@@ -264,6 +264,24 @@ class AverageNotExplained(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReductionChecked(Event):
+    """Chunk number `chunk` of the share that `miner` reduced, averaged again from what was sent to it.
+
+    `passed` is None where some of the `contributors` did not show their part (`unshown`); `difference`: relative, L2.
+    """
+
+    uid: int
+    miner: int
+    epoch: int
+    chunk: int
+    values: int
+    contributors: int
+    unshown: list[int]
+    passed: bool | None
+    difference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditNotPossible(Event):
     """The validator could not audit for a reason of its own; nobody's score changes."""
 

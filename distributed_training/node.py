@@ -18,7 +18,7 @@ from distributed_training.averaging.averager import Averager
 from distributed_training.averaging.deadlines import states_of
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.outcome import REFERENCE_BITS, RoundResult
-from distributed_training.averaging.plan import plan_from
+from distributed_training.averaging.plan import RoundPlan, plan_from
 from distributed_training.averaging.witness import Watch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.engine.records import records_hash
@@ -58,6 +58,7 @@ class EndedRound:
     """
 
     request: AllReduce
+    plan: RoundPlan
     bases: Mapping[str, Vector]
     result: RoundResult
     state: State
@@ -262,7 +263,7 @@ class Node:
         answer = await self._answer(request, result, samples, seconds)
         self._telemetry.emit(_round_finished(self.uid, request, result, answer, trained))
         if self._on_ended is not None:
-            self._on_ended(EndedRound(request, bases, result, self._engine.state))
+            self._on_ended(EndedRound(request, plan, bases, result, self._engine.state))
         return answer
 
     async def _contribution(self, request: AllReduce) -> Contribution | None:

@@ -261,6 +261,8 @@ class AuditSpec:
     `overhead` times what one miner does in the epoch (scoring/sampling.py). Comparing and hashing comes on top; with
     it the default stays below 5 % in all (benchmarks/audit.py).
 
+    Of `reducers` miners an epoch, one chunk of their share is averaged again from what was sent to them.
+
     A record agrees if loss and gradient differ by at most these relative tolerances; `threshold` is the smallest
     agreement that is paid. A contribution agrees with a recomputed record if its signs do by at least `alignment` and
     its size is at most `inflation` times that of the record's gradient (scoring/contribution.py).
@@ -277,6 +279,7 @@ class AuditSpec:
     inflation: float = 10.0
     share: float = 0.02
     overhead: float = 0.03
+    reducers: int = 4
     calibration: str = ""
     replay: ReplaySpec | None = None
     improvement: ImprovementSpec | None = None
@@ -285,6 +288,7 @@ class AuditSpec:
         _require(1 <= self.coordinates <= 1024, "audit.coordinates must lie between 1 and 1024")
         _require(0 < self.share <= 1, "audit.share must lie in (0, 1]")
         _require(self.overhead > 0, "audit.overhead must be positive: what nobody recomputes, nobody has to do")
+        _require(self.reducers >= 0, "audit.reducers must not be negative")
         _require(self.miners_per_epoch >= 1, "audit.miners_per_epoch must be at least 1")
         for name in ("loss_tolerance", "gradient_tolerance"):
             _require(getattr(self, name) > 0, f"audit.{name} must be positive: no two machines agree to the last bit")
@@ -302,7 +306,9 @@ class AuditSpec:
 class ScoringSpec:
     """Scores to weights. `bandwidth_share` is beta of the formula, `reference_rate` the bytes/s of full bandwidth.
 
-    After a failed audit a miner earns nothing for `penalty_epochs`. Weights are set every `weights_interval` blocks.
+    After a failed audit a miner earns nothing for `penalty_epochs`. What it earns is held back for `held_epochs`, so
+    that audits can find a cheat before it is paid (`calibrate` shows how many of them that takes). Weights are set
+    every `weights_interval` blocks.
     """
 
     ema: float
@@ -311,12 +317,14 @@ class ScoringSpec:
     penalty_epochs: int
     weights_interval: int
     version_key: int
+    held_epochs: int = 0
 
     def __post_init__(self) -> None:
         _require(0 < self.ema <= 1, "scoring.ema must lie in (0, 1]")
         _require(0 <= self.bandwidth_share <= 1, "scoring.bandwidth_share must lie in [0, 1]")
         _require(self.reference_rate > 0, "scoring.reference_rate must be positive")
         _require(self.penalty_epochs >= 0, "scoring.penalty_epochs must not be negative")
+        _require(0 <= self.held_epochs <= 200, "scoring.held_epochs must lie in [0, 200]: the log has all of them")
         _require(self.weights_interval >= 1, "scoring.weights_interval must be at least 1")
 
 

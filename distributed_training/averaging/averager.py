@@ -23,6 +23,8 @@ from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.round import PROTOCOL, Round, RoundConfig
 from distributed_training.averaging.streams import Stream, Transport
+from distributed_training.averaging.wire_exhibits import PROTOCOL as SHOWN
+from distributed_training.averaging.wire_exhibits import Showcase
 from distributed_training.averaging.witness import Watch
 from template.errors import AveragingError
 from template.telemetry import Event, Telemetry
@@ -84,6 +86,7 @@ class Averager:
         self._config = config or AveragerConfig()
         self._telemetry = telemetry or Telemetry()
         self._buffers = Buffers()
+        self._showcase = Showcase()
         self._rounds: dict[str, Round] = {}
         self._ended: OrderedDict[str, Answer] = OrderedDict()
         self._lobby: dict[str, set[asyncio.Event]] = {}  # round id -> streams that wait for it
@@ -91,6 +94,7 @@ class Averager:
 
     async def __aenter__(self) -> Self:
         await self._transport.serve(PROTOCOL, self._accept)
+        await self._transport.serve(SHOWN, self._show)
         if self._direct is not None:
             await self._direct.serve(PROTOCOL, self._accept)
         return self
@@ -100,6 +104,7 @@ class Averager:
     ) -> None:
         if self._direct is not None:
             await self._direct.unserve(PROTOCOL)
+        await self._transport.unserve(SHOWN)
         await self._transport.unserve(PROTOCOL)
 
     async def run(
@@ -116,7 +121,8 @@ class Averager:
 
         Args:
             plan: the round; this member's uid and peer id are in its group.
-            contribution: float32 [plan.size], not to be changed until this returns; None for an auxiliary member.
+            contribution: float32 [plan.size], not to be changed any more: it is kept, to be shown to validators, until
+                a round of a later epoch completes; None for an auxiliary member.
             weight: of the contribution, in (0, plan.max_weight]; 0 for an auxiliary member.
             attempt: error feedback of the contribution, to be committed by the caller if the round is and we took part.
             records: hash of the records that the contribution is made of; told to all members before anything moves.
@@ -141,6 +147,7 @@ class Averager:
             attempt,
             records,
             watch,
+            self._showcase,
         )
         self._rounds[plan.round_id] = round_
         for begun in self._lobby.get(plan.round_id, ()):
@@ -149,6 +156,8 @@ class Averager:
         try:
             result = await round_.run()
             why = round_.why()
+            if result.outcome.completed:
+                self._showcase.completed(plan.epoch)
         finally:
             del self._rounds[plan.round_id]
             self._remember(plan.round_id, why)
@@ -166,6 +175,11 @@ class Averager:
         self._ended[round_id] = why
         while len(self._ended) > self._config.lobby.remembered:
             self._ended.popitem(last=False)
+
+    async def _show(self, stream: Stream) -> None:
+        """What we sent, to a validator that asks for it."""
+        if self._allow(stream.peer_id):
+            await self._showcase.serve(stream)
 
     async def _accept(self, stream: Stream) -> None:
         """One stream, from its first frame to its end. A stream that breaks here concerns nobody but its opener."""

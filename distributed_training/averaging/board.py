@@ -37,6 +37,7 @@ class Link:
         self.greeting: Stream | None = None  # its control stream to us
         self.weight = 0.0  # of its contribution, as it told us
         self.records: str | None = None  # the hash of the records that its contribution is made of, as it told us
+        self.parts: str | None = None  # the hash of all that it sends, as it told us
         self.vote: Vote | None = None
         self.lost = False  # its control stream ended
         self.data_open = False  # it opened its one data stream

@@ -18,10 +18,12 @@ import numpy as np
 from distributed_training.averaging.board import Board, Fault, Link
 from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Codec, CodecPair, Floats, all_within, as_it_lies, octets
-from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import (
+    HASH_BYTES,
+    MAX_FRAME,
     Answer,
     Hello,
+    Parts,
     Weights,
     length_prefix,
     read_message,
@@ -30,6 +32,7 @@ from distributed_training.averaging.frames import (
 )
 from distributed_training.averaging.lane import in_thread
 from distributed_training.averaging.outcome import Restraint
+from distributed_training.averaging.packing import Packing, is_bound
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducer import Reducer
@@ -56,8 +59,6 @@ class Exchange:
         uid: int,
         board: Board,
         codecs: CodecPair,
-        contribution: Floats | None,
-        attempt: Attempt | None,
         buffers: Buffers,
         watch: Watch | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class Exchange:
         self._uid = uid
         self._board = board
         self._codecs = codecs
-        self._contribution = contribution
-        self._attempt = attempt
+        self._packing: Packing | None = None
+        self._roots: Mapping[int, str] = {}
         self._buffers = buffers
         self._ranges = plan.ranges()
         self._weights: Mapping[int, float] = {}
@@ -78,9 +79,13 @@ class Exchange:
         self._begun = asyncio.Event()
         self._own_digest: str | None = None
 
-    def begin(self, weights: Mapping[int, float], opened: Opener) -> None:
-        """Start all transfers; `weights` are those of the contributors, `opened` opens a data stream to a reducer."""
-        self._weights = weights
+    def begin(
+        self, weights: Mapping[int, float], roots: Mapping[int, str], packing: Packing | None, opened: Opener
+    ) -> None:
+        """Start all transfers. `weights` are those of the contributors and `roots` what binds them to their parts,
+        `packing` is what we send, None if nothing; `opened` opens a data stream to a reducer.
+        """
+        self._weights, self._roots, self._packing = weights, roots, packing
         start, stop = self._ranges[self._uid]
         if stop > start:
             share, codec = self.average[start:stop], self._codecs.average
@@ -88,7 +93,7 @@ class Exchange:
             self._reducer = Reducer(share, self._plan.chunk, weights, codec, rule, self._buffers, self.effort)
             if self._watch is not None:
                 self._witness = Witness(self._watch, start, stop, self._codecs.parts.name)
-            self._board.spawn(self._reduce_own(self._reducer, start))
+            self._board.spawn(self._reduce_own(self._reducer))
         self._begun.set()
         for link in self._board.links.values():
             if not link.average_done:
@@ -134,7 +139,7 @@ class Exchange:
                 return
             lane = stream.lane()
             async with asyncio.TaskGroup() as both:
-                both.create_task(in_thread(lambda: self._send_part(link, lane), lane.abort))
+                both.create_task(self._give_part(link, stream, lane))
                 both.create_task(self._receive_average(link, stream, lane))
             await stream.close()
             link.average_done = True
@@ -147,25 +152,25 @@ class Exchange:
             if stream is not None:
                 stream.abort()
 
-    def _send_part(self, link: Link, lane: Lane) -> None:
-        if self._contribution is None:
+    async def _give_part(self, link: Link, stream: Stream, lane: Lane) -> None:
+        packing = self._packing
+        if packing is None:
             return
-        start, stop = self._ranges[link.member.uid]
-        part = self._contribution[start:stop]
-        for low, high in chunks(stop - start, self._plan.chunk):
-            with self.effort.spent("encode"):
-                data = self._encode_part(start + low, part[low:high])
-            self._send_chunk(link, lane, data, high - low)
+        hashes = packing.chunk_hashes(link.member.uid)
+        await write_message(stream, Parts(shares=tuple(packing.shares.items()), chunks=hashes))
+        await in_thread(lambda: self._send_part(link, lane), lane.abort)
 
-    def _encode_part(self, start: int, values: Floats) -> memoryview:
-        codec = self._codecs.parts
-        if self._attempt:
-            return self._attempt.encode(codec, start, values)
-        return octets(np.ascontiguousarray(values)) if as_it_lies(codec) else codec.encode(values)
+    def _send_part(self, link: Link, lane: Lane) -> None:
+        packing = self._packing
+        assert packing is not None, "who puts nothing in sends nothing"
+        start, stop = self._ranges[link.member.uid]
+        for index, (low, high) in enumerate(chunks(stop - start, self._plan.chunk)):
+            self._send_chunk(link, lane, packing.payload(link.member.uid, index), high - low)
 
     async def _receive_average(self, link: Link, stream: Stream, lane: Lane) -> None:
         claimed = await read_message(stream, Weights)
         self._compare_weights(link.member.uid, dict(claimed.weights))
+        self._compare_roots(link.member.uid, dict(claimed.parts))
         link.digest = await in_thread(lambda: self._receive_chunks(link, lane), lane.abort)
 
     def _receive_chunks(self, link: Link, lane: Lane) -> str:
@@ -198,9 +203,18 @@ class Exchange:
                 self._board.fail(uid, "sender", f"its weight is disputed between us and reducer {reducer}")
         raise Fault("uses other weights than the members told us")
 
+    def _compare_roots(self, reducer: int, claimed: Mapping[int, str]) -> None:
+        """The reducer must hold the parts against what the senders told us, too. If not, one of the two lies."""
+        if claimed == self._roots:
+            return
+        for uid, root in self._roots.items():
+            if claimed.get(uid) != root and uid not in (self._uid, reducer):
+                self._board.fail(uid, "sender", f"what binds it to its parts is disputed between us and {reducer}")
+        raise Fault("goes by other hashes of the parts than the members told us")
+
     # As reducer
 
-    async def _reduce_own(self, reducer: Reducer, start: int) -> None:
+    async def _reduce_own(self, reducer: Reducer) -> None:
         """Put our own part in, and take the digest of what everybody gets."""
         ended = asyncio.Event()
 
@@ -209,7 +223,7 @@ class Exchange:
             reducer.wake()
 
         def work() -> str:
-            self._add_own(reducer, start)
+            self._add_own(reducer)
             digest = blake3.blake3()
             for index in range(len(reducer.chunks)):
                 data = reducer.encoded(index, ended.is_set)
@@ -220,14 +234,11 @@ class Exchange:
         self._own_digest = await in_thread(work, unblock)
         self._board.ring()
 
-    def _add_own(self, reducer: Reducer, start: int) -> None:
-        if self._contribution is None:
+    def _add_own(self, reducer: Reducer) -> None:
+        if self._packing is None:
             return
-        part = self._contribution[start : self._ranges[self._uid][1]]
-        if self._attempt:
-            part = self._attempt.whole(start, part, self._codecs.largest)
         for index, (low, high) in enumerate(reducer.chunks):
-            reducer.add(self._uid, index, part[low:high])
+            reducer.add(self._uid, index, self._packing.own[low:high])
 
     async def accept(self, link: Link, stream: Stream, hello: Hello) -> None:
         """Serve the one data stream of a member."""
@@ -242,7 +253,7 @@ class Exchange:
             await write_message(stream, Answer(code="ready"))
             lane = stream.lane()
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._take_part(self._reducer, link, lane))
+                both.create_task(self._take_part(self._reducer, link, stream, lane))
                 both.create_task(self._give_average(self._reducer, link, stream, lane))
             while await stream.read(SURPLUS):  # until the opener, who has everything then, or the round's end closes it
                 self._board.note(uid, "sender", "more than its part")
@@ -264,16 +275,19 @@ class Exchange:
         start, stop = self._ranges[self._uid]
         return stop > start
 
-    async def _take_part(self, reducer: Reducer, link: Link, lane: Lane) -> None:
+    async def _take_part(self, reducer: Reducer, link: Link, stream: Stream, lane: Lane) -> None:
         if link.part_done:  # an auxiliary member, which sends none
             return
 
         codec = self._codecs.parts
         lies = as_it_lies(codec)
+        hasher = blake3.blake3()
 
         def take(piece: memoryview) -> None:
             if lies:
                 self._require_carried(np.frombuffer(piece, dtype=np.float32))
+            with self.effort.spent("hash"):
+                hasher.update(piece)
 
         def work() -> None:
             low, high = reducer.chunks[0]
@@ -281,7 +295,10 @@ class Exchange:
             for index in range(len(reducer.chunks)):
                 memory = reducer.buffer(index)
                 values = np.frombuffer(memory, dtype=np.float32)
+                hasher.reset()
                 self._receive_values(link, lane, codec, values, room, take)
+                if hasher.hexdigest() != hashes[index]:
+                    raise Fault("sends something else than it is bound to")
                 if not lies:
                     self._require_carried(values)
                 if self._witness is not None:
@@ -289,12 +306,21 @@ class Exchange:
                 reducer.add(link.member.uid, index, memory)
 
         try:
+            hashes = await self._bound_hashes(reducer, link, stream)
             await in_thread(work, lane.abort)
         except Fault as fault:  # named before our dropping of the stream makes the sender suspect us
             self._board.fail(link.member.uid, "sender", str(fault))
             raise
         link.part_done = True
         self._board.ring()
+
+    async def _bound_hashes(self, reducer: Reducer, link: Link, stream: Stream) -> tuple[str, ...]:
+        """Of the chunks of a sender's part; they are what it told all members by its root."""
+        count = len(reducer.chunks)
+        parts = await read_message(stream, Parts, MAX_FRAME + HASH_BYTES * count)
+        if link.parts is None or not is_bound(link.parts, parts.shares, self._uid, parts.chunks, count):
+            raise Fault("does not show what binds it to its part")
+        return parts.chunks
 
     def _require_carried(self, part: Floats) -> None:
         """What was decoded is within its own codec's range; values as they lie nobody has looked at yet."""
@@ -303,7 +329,8 @@ class Exchange:
             raise Fault(f"values that are not finite, or beyond {limit:g}, the largest that the average can carry")
 
     async def _give_average(self, reducer: Reducer, link: Link, stream: Stream, lane: Lane) -> None:
-        await write_message(stream, Weights(weights=tuple(self._weights.items())))
+        bound = Weights(weights=tuple(self._weights.items()), parts=tuple(self._roots.items()))
+        await write_message(stream, bound)
         ended = asyncio.Event()
 
         def unblock() -> None:

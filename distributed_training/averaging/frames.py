@@ -13,6 +13,7 @@ from template.errors import AveragingError
 from template.transport.synapse import Message, RunId
 
 MAX_FRAME = 256 * 1024  # a vote of MAX_GROUP members fits
+HASH_BYTES = 80  # of one more hash in a message
 _LENGTH = struct.Struct(">I")
 
 Weight = Annotated[float, Field(ge=0)]
@@ -35,7 +36,8 @@ class Hello(Message):
     """The first frame of a stream: which round, for what, from whom. The weight of an auxiliary member is 0.
 
     With a control stream comes the digest of the plan that its opener has and, from a contributor, the hash of the
-    records of what it puts in (`engine.records.records_hash`): it stands by them from then on.
+    records of what it puts in (`engine.records.records_hash`) and that of all its parts (packing.py): it stands by
+    them from then on.
     """
 
     run_id: RunId
@@ -45,6 +47,7 @@ class Hello(Message):
     weight: Weight
     plan: Hash | None = None
     records: Hash | None = None
+    parts: Hash | None = None
     direct: DirectOffer | None = None
 
 
@@ -68,9 +71,17 @@ class Answer(Reasons):
 
 
 class Weights(Message):
-    """What a reducer sends before its average: the weight that it took for each contributor, ascending by uid."""
+    """What a reducer sends before its average: each contributor's weight and hash of its parts, ascending by uid."""
 
     weights: Annotated[tuple[tuple[Uid, Weight], ...], Field(max_length=MAX_GROUP)]
+    parts: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)]
+
+
+class Parts(Message):
+    """What a contributor sends before a part (packing.py): the hash of each share, and those of this part's chunks."""
+
+    shares: Annotated[tuple[tuple[Uid, Hash], ...], Field(max_length=MAX_GROUP)]
+    chunks: tuple[Hash, ...]
 
 
 class Vote(Reasons):

@@ -61,8 +61,9 @@ class RoundOutcome:
     the rule of the reduction did in our own share. `bits_per_parameter` is what each value that we sent or received
     took at the sockets; without a codec it is the 32 of float32 and a little framing. None if none moved.
 
-    `weights` are those that the contributors stated, and `records` the hashes of the records that they bound themselves
-    to, both before anything moved. `sightings` is what was kept of their parts in our share.
+    `weights` are those that the contributors stated, `records` the hashes of the records and `parts` those of the parts
+    (packing.py) that they bound themselves to, all before anything moved. `sightings` is what was kept of their parts
+    in our share.
     """
 
     round_id: str
@@ -82,6 +83,7 @@ class RoundOutcome:
     bits_per_parameter: float | None = None
     weights: Mapping[int, float] = field(default_factory=dict)
     records: Mapping[int, Hash] = field(default_factory=dict)
+    parts: Mapping[int, Hash] = field(default_factory=dict)
     sightings: Sightings | None = None
 
     @property

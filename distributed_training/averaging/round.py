@@ -31,17 +31,19 @@ from distributed_training.averaging.exchange import Exchange
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.frames import Answer, DirectOffer, Hello, Vote, read_message, write_message
 from distributed_training.averaging.outcome import RoundOutcome, RoundResult, RoundState, Work
+from distributed_training.averaging.packing import Packing
 from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import Participant, RoundPlan
 from distributed_training.averaging.streams import Stream, Transport
 from distributed_training.averaging.vote import Decision, decide, disagreements
+from distributed_training.averaging.wire_exhibits import Showcase
 from distributed_training.averaging.witness import Watch
 from distributed_training.protocol import Failure
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
 
-PROTOCOL = "dt-round/3"
+PROTOCOL = "dt-round/4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,7 @@ class Round:
         attempt: Attempt | None = None,
         records: str | None = None,
         watch: Watch | None = None,
+        showcase: Showcase | None = None,
     ) -> None:
         self.plan = plan
         self._digest = plan.digest()
@@ -98,7 +101,9 @@ class Round:
         self._weight = weight
         self._records = records
         self._board = Board(plan, uid)
-        self._exchange = Exchange(plan, uid, self._board, self._codecs, contribution, attempt, buffers, watch)
+        self._exchange = Exchange(plan, uid, self._board, self._codecs, buffers, watch)
+        self._packing: Packing | None = None
+        self._showcase = showcase
         self._reaching: dict[int, asyncio.Task[None]] = {}  # our control streams, as they are opened
         self._average_hash: str | None = None
         self._began = time.monotonic()
@@ -156,6 +161,13 @@ class Round:
             await asyncio.to_thread(
                 _require_fit, self._contribution, self.plan.size, self._codecs.largest, self._attempt
             )
+            self._packing = await asyncio.to_thread(self._pack, self._contribution)
+            if self._showcase is not None:
+                self._showcase.add(self._packing)
+
+    def _pack(self, contribution: Floats) -> Packing:
+        effort = self._exchange.effort
+        return Packing(self.plan, self._uid, self._codecs, contribution, self._attempt, effort)
 
     async def _connect(self, deadline: float) -> bool:
         self._board.enter(RoundState.CONNECT)
@@ -167,7 +179,8 @@ class Round:
 
     async def _move_data(self, deadline: float) -> bool:
         self._board.enter(RoundState.EXCHANGE)
-        self._exchange.begin(self._weights(), lambda link: self._open(link, "data"))
+        roots = self._roots()
+        self._exchange.begin(self._weights(), roots, self._packing, lambda link: self._open(link, "data"))
         return await self._board.until(self._exchange.complete, deadline, self._hopeless)
 
     async def _commit(self, exchange_end: float) -> RoundResult:
@@ -309,6 +322,12 @@ class Round:
         weights = {uid: link.weight for uid, link in self._board.links.items()} | {self._uid: self._weight}
         return {uid: weights[uid] for uid in self.plan.contributors}
 
+    def _roots(self) -> dict[int, str]:
+        """What binds each contributor to its parts, ascending by uid, as told by itself."""
+        roots = {uid: link.parts for uid, link in self._board.links.items()}
+        roots[self._uid] = None if self._packing is None else self._packing.root
+        return {uid: root for uid in self.plan.contributors if (root := roots[uid]) is not None}
+
     # Streams
 
     async def _greet(self, link: Link) -> None:
@@ -359,7 +378,8 @@ class Round:
             hello: dict[str, Any] = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
             hello |= {"kind": kind, "weight": self._weight}
             if kind == "control":
-                hello |= {"direct": self._offer(), "plan": self._digest, "records": self._records}
+                parts = None if self._packing is None else self._packing.root
+                hello |= {"direct": self._offer(), "plan": self._digest, "records": self._records, "parts": parts}
             await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code
@@ -406,11 +426,11 @@ class Round:
             self._board.fail(link.member.uid, "voter", "has another plan of this round")
             await _answered(stream, Answer(code="other plan"))
             return
-        reason = _weight_fault(link.member, hello.weight, self.plan.max_weight)
+        reason = _hello_fault(link.member, hello, self.plan.max_weight)
         if reason is not None:
             self._board.fail(link.member.uid, "sender", reason)
             return
-        link.weight, link.records, link.greeting = hello.weight, hello.records, stream
+        link.weight, link.records, link.parts, link.greeting = hello.weight, hello.records, hello.parts, stream
         if hello.direct is not None:
             self._learn(link, hello.direct)
         try:
@@ -472,6 +492,7 @@ class Round:
             restrained=self._exchange.restraints(),
             weights=self._weights(),
             records={uid: link.records for uid, link in board.links.items() if link.records is not None},
+            parts=self._roots(),
             sightings=self._exchange.sightings(),
             bits_per_parameter=board.moving.bits_per_value,
             planes={uid: link.plane for uid, link in board.links.items() if link.plane is not None and link.reduces},
@@ -519,6 +540,12 @@ def _require_fit(contribution: Floats, size: int, largest: float, attempt: Attem
         values = contribution[start:stop]
         if not within(attempt.owed(start, values) if attempt else values, largest):
             raise AveragingError(f"the contribution holds NaN or values beyond the codec's {largest:g}")
+
+
+def _hello_fault(member: Participant, hello: Hello, max_weight: float) -> str | None:
+    if member.contributes != (hello.parts is not None):
+        return "binds itself to no parts" if member.contributes else "binds itself to parts that it is not to send"
+    return _weight_fault(member, hello.weight, max_weight)
 
 
 def _weight_fault(member: Participant, weight: float, max_weight: float) -> str | None:

@@ -259,7 +259,7 @@ def _power_table(spec: RunSpec, loader: Loader) -> Table:
         "99 % within",
         "long-run pay",
     )
-    for row in power_table(records, miners, spec.audit, penalty):
+    for row in power_table(records, miners, spec.audit, penalty, held_epochs=spec.scoring.held_epochs):
         epochs = (f"{n} epochs" if n is not None else "never" for n in (row.epochs_95, row.epochs_99))
         table.add_row(f"{100 * row.share:g} %", f"{100 * row.in_epoch:.1f} %", *epochs, f"{100 * row.pay:.1f} %")
     return table

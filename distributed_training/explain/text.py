@@ -225,14 +225,23 @@ def weight(row: Row, rules: Rules, total: float, burn: bool) -> RenderableType:
     table.add_row("sum of all", repr(total), "")
     burned = "nobody earned anything: all weight is burned"
     table.add_row("weight", repr(row.weight), burned if burn else "average after / sum of all")
-    slow = epochs_to_fair_share(rules.scoring.ema)
+    slow = epochs_to_fair_share(rules.scoring.ema, held_epochs=rules.scoring.held_epochs)
     note = plain(f"the average of a newcomer is within 5 % of its score after {slow} epochs in which it was observed")
     return Group(table, note)
 
 
+def _paid_for(row: Row, held_epochs: int) -> str:
+    """Which score enters the average."""
+    if not held_epochs or row.outcome is not Outcome.SCORED:
+        return "score"
+    if len(row.before.held) < held_epochs:
+        return f"0: scores are held back for {held_epochs} epochs"
+    return f"{row.before.held[0]!r}, the score of {held_epochs} epochs ago"
+
+
 def _how(row: Row, rules: Rules) -> str:
     alpha = rules.scoring.ema
-    formula = f"(1 - {alpha!r}) * before + {alpha!r} * score"
+    formula = f"(1 - {alpha!r}) * before + {alpha!r} * {_paid_for(row, rules.scoring.held_epochs)}"
     match row.outcome:
         case Outcome.SCORED:
             return formula

@@ -61,6 +61,7 @@ KINDS = (  # tests/adversaries
     "withholding",
     "never-comes",
     "lying-reducer",
+    "shows-nothing",
     "excuses",
     "silent",
     "secretive",

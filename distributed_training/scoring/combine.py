@@ -13,6 +13,10 @@ it is paid afterwards, and coming and going, or coming back under another hotkey
 the first epoch in full and then once more while the average fades. For the same reason epochs in which a miner was not
 sampled change nothing: were the next sample to count for them too, work would pay best where one was not seen for long.
 
+A score is held back for `held_epochs` epochs in which the miner was observed before it enters the average, and is lost
+if an audit fails meanwhile. Chance alone decides when a cheat is caught for the first time, and what it was paid by
+then it keeps; so nothing is paid before audits have had that many chances. Honest work is paid later and not less.
+
 A miner that the leader left out of the round could deliver nothing, and one whose work nobody looked at has proved
 nothing: each keeps what it has, as far as this epoch's work bears it out. So neither harms anybody who works as before,
 and neither pays anybody who does not.
@@ -33,7 +37,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distributed_training.run import AuditSpec, ScoringSpec
 from distributed_training.scoring.bandwidth import Measured, bandwidth_score
-from distributed_training.scoring.gradient import AuditResult, gradient_score
+from distributed_training.scoring.gradient import AuditResult, Finding, gradient_score
 from distributed_training.scoring.participation import Standing, participation_score
 from distributed_training.scoring.steps import NO_STEPS, Steps
 from template.errors import CorruptState
@@ -52,7 +56,8 @@ class Evidence:
     """All that this validator saw of one miner in one epoch.
 
     `unobserved` says why the validator could not observe it, if that was not the miner's doing; empty otherwise. A
-    miner that did not answer was observed: it has no steps.
+    miner that did not answer was observed: it has no steps. `unshown` says what it kept to itself of what it put into
+    the average; then its steps do not count.
     """
 
     uid: int
@@ -62,6 +67,7 @@ class Evidence:
     transfers: tuple[Measured, ...] = ()
     standings: tuple[Standing, ...] = ()
     unobserved: str = ""
+    unshown: str = ""
 
 
 class Outcome(StrEnum):
@@ -75,6 +81,10 @@ class Outcome(StrEnum):
     KEPT = "kept: not observed"
 
 
+# Epochs in which what a contributor keeps to itself a second time is no broken line any more: it hides what it sent, or
+# helps a reducer to hide what that made of it. An honest miner whose line breaks at that moment once in a thousand
+# epochs is taken for one once in fifty thousand.
+AGAIN = 20
 CAPPED = frozenset((Outcome.LEFT_OUT, Outcome.UNAUDITED))
 
 
@@ -89,13 +99,19 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is remembered of one miner. `unpaid_through` is the last epoch of its penalty, None without one."""
+    """What is remembered of one miner. `unpaid_through` is the last epoch of its penalty, None without one.
+
+    `held`: scores that are not paid for yet, oldest first. `unshown`: the last epoch in which it kept its part to
+    itself.
+    """
 
     uid: int
     hotkey: str
     ema: float = 0.0
     bandwidth: float | None = None
     unpaid_through: int | None = None
+    held: tuple[float, ...] = ()
+    unshown: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +168,8 @@ class ScoreBook:
         except ValidationError as error:
             raise CorruptState(f"not the state of a score book: {error.errors()[0]['msg']}") from error
         uids = [entry.uid for entry in book.entries]
-        if uids != sorted(set(uids)) or not all(0 <= entry.ema < math.inf for entry in book.entries):
+        numbers = (number for entry in book.entries for number in (entry.ema, *entry.held))
+        if uids != sorted(set(uids)) or not all(0 <= number < math.inf for number in numbers):
             raise CorruptState("not the state of a score book: uids out of order, or an average that is not a number")
         return book
 
@@ -220,7 +237,7 @@ def combine(evidence: Evidence, last_bandwidth: float | None, rules: Rules) -> S
     participation = participation_score(evidence.standings)
     found = Score(
         gradient=gradient,
-        samples=evidence.steps.samples,
+        samples=0 if evidence.unshown else evidence.steps.samples,
         bandwidth=bandwidth,
         bandwidth_source=bandwidth_source,
         participation=participation,
@@ -253,17 +270,25 @@ def score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> 
     """One miner's row from what was seen of it alone; its weight, which takes all rows, is left at zero."""
     score = combine(evidence, before.bandwidth, rules)
     outcome, reason = _outcome(before, evidence, score, epoch)
-    ema, unpaid_through = before.ema, before.unpaid_through
+    ema, unpaid_through, held = before.ema, before.unpaid_through, before.held
     if outcome is Outcome.FAILED_AUDIT:
-        ema, unpaid_through = 0.0, epoch + rules.scoring.penalty_epochs
+        ema, unpaid_through, held = 0.0, epoch + rules.scoring.penalty_epochs, ()
     elif outcome is Outcome.PENALTY:
-        ema = 0.0
+        ema, held = 0.0, ()
     elif outcome is Outcome.SCORED:
-        ema = _averaged(before.ema, score.score, rules.scoring.ema)
+        due, held = _due((*before.held, score.score), rules.scoring.held_epochs)
+        ema = _averaged(before.ema, due, rules.scoring.ema)
     elif outcome in CAPPED:
         ema = min(before.ema, _averaged(before.ema, _claimed(score, rules), rules.scoring.ema))
-    after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through)
+    after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through, held=held)
+    if evidence.unshown:
+        after = dataclasses.replace(after, unshown=epoch)
     return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
+
+
+def _due(scores: tuple[float, ...], held_epochs: int) -> tuple[float, tuple[float, ...]]:
+    """The score that is paid for now, 0 if none has been held for long enough, and those that are held on."""
+    return (scores[0], scores[1:]) if len(scores) > held_epochs else (0.0, scores)
 
 
 def _averaged(before: float, score: float, alpha: float) -> float:
@@ -275,12 +300,16 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
     failed = [audit for audit in evidence.audits if not audit.passed]
     if failed or score.gradient == 0:
         return Outcome.FAILED_AUDIT, "; ".join(f"{subject(audit)}: {audit.finding}" for audit in failed)
+    if evidence.unshown and before.unshown is not None and epoch - before.unshown <= AGAIN:
+        return Outcome.FAILED_AUDIT, f"{evidence.unshown}, as in epoch {before.unshown}"
     if before.unpaid_through is not None and epoch <= before.unpaid_through:
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
     if score.participation is None and evidence.standings:
         return _not_in_any_round(evidence.standings)
+    if evidence.unshown:
+        return Outcome.SCORED, evidence.unshown
     if score.gradient is None and evidence.steps.samples > 0 and score.participation != 0:
         return Outcome.UNAUDITED, "none of its records was audited"
     if score.score == 0:
@@ -289,7 +318,9 @@ def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tup
 
 
 def subject(audit: AuditResult) -> str:
-    """What was audited, for a person: one record, or all that went into the average."""
+    """What was audited, for a person: one record, all that went into the average, or what it made of others' parts."""
+    if audit.finding is Finding.NOT_REDUCED:
+        return "reduction"
     return "contribution" if audit.number is None else f"record {audit.number}"
 
 
@@ -299,6 +330,6 @@ def _not_in_any_round(standings: Iterable[Standing]) -> tuple[Outcome, str]:
     return Outcome.KEPT, "in no round that counts, through no doing of its own"
 
 
-def epochs_to_fair_share(alpha: float, within: float = 0.05) -> int:
+def epochs_to_fair_share(alpha: float, within: float = 0.05, held_epochs: int = 0) -> int:
     """R: after so many epochs in which a newcomer was observed, its average is at most `within` short of its score."""
-    return 1 if alpha == 1 else math.ceil(math.log(within) / math.log(1 - alpha))
+    return held_epochs + (1 if alpha == 1 else math.ceil(math.log(within) / math.log(1 - alpha)))

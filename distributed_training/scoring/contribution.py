@@ -14,12 +14,15 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    with its share of the samples w; the rest is other gradients of the same model, which do not point against it. So the
    signs of c and g agree more often than not: by 2/pi asin(sqrt(w)) even where gradients have nothing in common but
    noise, which is at least 0.64 sqrt(w), and by more where they do. Their surplus over chance, divided by sqrt(w), must
-   be `alignment`, and |c| must not be more than `inflation` times a usual gradient of the miner. Signs, because they
-   give each coordinate one voice, whatever its scale. Of numbers that have nothing to do with the work the surplus is 0
-   but for chance, 1 / sqrt(coordinates w); nothing is concluded from so few coordinates that chance could decide, nor
-   from a record whose gradient is far smaller than the miner's others, as on a page that the model knows by heart: of
-   that little is left in the sum. How large the others are, the records show. Both limits are measured on honest work
-   (calibrate/), with the codec of the run.
+   be `alignment`. Where gradients have a few loud coordinates and many quiet ones, the rest may decide the signs of the
+   quiet ones; so work is found as well where c and g point the same way, by that much of cosine over sqrt(w) and by
+   more than chance can: CHANCE deviations of what random signs of the same magnitudes give. And |c| must not be more
+   than `inflation` times a usual gradient of the miner. Signs, because they give each coordinate one voice, whatever
+   its scale. Of numbers that have nothing to do with the work the surplus is 0 but for chance, 1 / sqrt(coordinates w);
+   nothing is concluded from so few coordinates that chance could decide, nor from a record whose gradient is far
+   smaller than the miner's others, as on a page that the model knows by heart: of that little is left in the sum. How
+   large the others are, the records show. Both limits are measured on honest work (calibrate/), with the codec of the
+   run.
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
 the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in
@@ -71,16 +74,35 @@ def unexplained(average: Values, put: Sequence[Put]) -> NDArray[np.int64]:
     records = [record for each in put for record in each.records]
     if any(len(record.gradient) != average.size for record in records):
         return np.arange(average.size)
+    expected, magnitude = _expected(average.size, put)
+    bound = (_SLACK * (len(records) + len(put)) + 8) * ROUNDING * magnitude + SMALLEST
+    return np.flatnonzero(~(np.abs(average - expected) <= bound))
+
+
+def distances(average: Values, put: Sequence[Put]) -> NDArray[np.float64]:
+    """How far an average [C] is from what all records add up to, in their magnitudes; zeros if one shows other places.
+
+    Arguments as of `unexplained`. A rule that restrains somebody leaves a distance as well.
+    """
+    if any(len(record.gradient) != average.size for each in put for record in each.records):
+        return np.zeros(average.size)
+    expected, magnitude = _expected(average.size, put)
+    with np.errstate(over="ignore", invalid="ignore"):
+        away = np.abs(average - expected) / (magnitude + SMALLEST)
+    return np.nan_to_num(away, nan=0.0)
+
+
+def _expected(size: int, put: Sequence[Put]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The weighted mean of all records' values [C], and that of their magnitudes."""
     total = math.fsum(each.weight for each in put)
-    expected, magnitude = np.zeros(average.size), np.zeros(average.size)
+    expected, magnitude = np.zeros(size), np.zeros(size)
     for each in put:
         samples = np.array([float(record.samples) for record in each.records])
         shown = np.array([record.gradient for record in each.records], dtype=np.float64)
         share = samples / samples.sum() * (each.weight / total)
         expected += share @ shown
         magnitude += share @ np.abs(shown)
-    bound = (_SLACK * (len(records) + len(put)) + 8) * ROUNDING * magnitude + SMALLEST
-    return np.flatnonzero(~(np.abs(average - expected) <= bound))
+    return expected, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +179,15 @@ def alignment(sent: Values, gradient: Values, share: float, *, zeros: bool) -> t
     return surplus / math.sqrt(share), n
 
 
+def points_along(sent: Values, gradient: Values, share: float, limit: float) -> bool:
+    """Whether the cosine of the two [n] is at least `limit` times the root of the share, and no chance."""
+    a, b = sent.astype(np.float64), gradient.astype(np.float64)
+    product = a * b
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    needed = max(limit * math.sqrt(share) * lengths, CHANCE * float(np.linalg.norm(product)))
+    return lengths > 0 and float(product.sum()) >= needed
+
+
 def decisive(coordinates: int, share: float, limit: float) -> bool:
     """Whether chance alone cannot reach the limit, with so many coordinates and that share of the samples."""
     return coordinates * share * limit**2 >= CHANCE**2
@@ -205,7 +236,8 @@ def judge_work(
     elif not decisive(n, share, audit.alignment):
         return None
     else:
-        finding = Finding.AGREES if surplus >= audit.alignment else Finding.NOT_ITS_WORK
+        holds_it = surplus >= audit.alignment or points_along(sent, gradient, share, audit.alignment)
+        finding = Finding.AGREES if holds_it else Finding.NOT_ITS_WORK
     return _result(uid, epoch, finding, surplus=surplus, size=size)
 
 

@@ -62,13 +62,14 @@ def penalty_needed(records: float, chance: float) -> int | None:
     return None if p <= 0 else max(0, math.ceil(1 / p - 1 - 1e-9))
 
 
-def expected_pay(share: float, records: float, chance: float, penalty_epochs: int) -> float:
+def expected_pay(share: float, records: float, chance: float, penalty_epochs: int, held_epochs: int = 0) -> float:
     """The long-run pay of a miner that always fakes `share`, as a part of full honest pay; times (1 - share) if honest.
 
-    Caught after 1/p epochs on average, the last of them unpaid, and then unpaid for the penalty.
+    Caught after 1/p epochs on average, the last of them unpaid, and then unpaid for the penalty. Of h epochs that are
+    held back when it is caught nothing is paid either: with k - 1 before, E max(0, k - 1 - h) = (1 - p)^h (1/p - 1).
     """
     p = caught_in_epoch(share, records, chance)
-    return 1.0 if p <= 0 else (1 / p - 1) / (1 / p + penalty_epochs)
+    return 1.0 if p <= 0 else (1 - p) ** held_epochs * (1 / p - 1) / (1 / p + penalty_epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,12 @@ class Power:
 
 
 def power_table(
-    records: float, miners: int, audit: AuditSpec, penalty_epochs: int, shares: tuple[float, ...] = (1, 0.5, 0.25, 0.1)
+    records: float,
+    miners: int,
+    audit: AuditSpec,
+    penalty_epochs: int,
+    shares: tuple[float, ...] = (1, 0.5, 0.25, 0.1),
+    held_epochs: int = 0,
 ) -> tuple[Power, ...]:
     """For one validator, `miners` that each make `records` of usual size an epoch, and these shares of faked work."""
     chance = audit_rate(miners, audit)
@@ -93,7 +99,7 @@ def power_table(
             in_epoch=(p := caught_in_epoch(share, records, chance)),
             epochs_95=epochs_to_catch(p, 0.95),
             epochs_99=epochs_to_catch(p, 0.99),
-            pay=expected_pay(share, records, chance, penalty_epochs),
+            pay=expected_pay(share, records, chance, penalty_epochs, held_epochs),
         )
         for share in shares
     )

@@ -41,6 +41,7 @@ class Finding(StrEnum):
     STEPS_DIFFER = "its steps lead elsewhere"
     NO_IMPROVEMENT = "what was put into the average does the model no good, on its own pages or on others"
     NOT_SHOWN = "it does not show a state that it has committed to"
+    NOT_REDUCED = "the average that it gave everybody is not that of what it was sent"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from distributed_training.averaging.codecs.names import parse_pair
-from distributed_training.averaging.outcome import RoundOutcome
+from distributed_training.averaging.exhibits import Exhibits
+from distributed_training.averaging.outcome import RoundOutcome, RoundResult
+from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.rule_names import MEAN
 from distributed_training.averaging.witness import Sighting, Sightings
 from distributed_training.data.loader import Loader
@@ -45,6 +47,7 @@ from distributed_training.scoring.replay import as_records
 from distributed_training.scoring.sampling import drawn
 from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
 from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
+from distributed_training.validator.reductions import Findings, Reduction, ReductionDesk, draw, likeliest
 from distributed_training.validator.replays import ReplayDesk
 from template.chain.metagraph import Metagraph
 from template.clock import Clock, SystemClock
@@ -72,9 +75,12 @@ class AuditDesk:
         dendrite: Dendrite,
         telemetry: Telemetry,
         rng: random.Random,
+        exhibits: Exhibits,
+        in_time: Callable[[int], bool],
         clock: Clock | None = None,
         replays: ReplayDesk | None = None,
     ) -> None:
+        """`exhibits` shows what contributors sent in a round, while `in_time` says of its epoch that they keep it."""
         self._replays = replays
         self._uid = uid
         self._spec = spec
@@ -88,6 +94,14 @@ class AuditDesk:
             dendrite=dendrite,
             telemetry=telemetry,
             clock=clock or SystemClock(),
+        )
+        self._reductions = ReductionDesk(
+            uid=uid,
+            reducers=spec.audit.reducers,
+            exhibits=exhibits,
+            in_time=in_time,
+            telemetry=telemetry,
+            rng=rng,
         )
         self._telemetry = telemetry
         self._rng = rng
@@ -103,8 +117,10 @@ class AuditDesk:
         sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
         reports = await self._inquiry.reports(sample, seen, late=late)
         self._explain(reports, seen)
+        findings = await self._reduced(reports, seen)
         looks = self._looks(sample, reports, seen)
-        return tuple([await self._examine_miner(t, reports[t.uid], looks[t.uid], seen) for t in sample])
+        evidence = [await self._examine_miner(t, reports[t.uid], looks[t.uid], seen) for t in sample]
+        return tuple(self._with(found, findings) for found in evidence)
 
     def _looks(self, sample: Sequence[Target], reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, Look]:
         """How each miner's work is looked at: some records computed again, or a stretch of its own steps replayed."""
@@ -122,6 +138,12 @@ class AuditDesk:
             for target in sample
         }
 
+    def keep(self, plan: RoundPlan, result: RoundResult) -> Reduction | None:
+        """What `examine` needs of a completed round to look at its reducers; drawn now, when everybody is bound."""
+        if result.average is None or not self._spec.audit.reducers:
+            return None
+        return draw(plan, result.outcome, result.average, self._rng)
+
     def miners(self, metagraph: Metagraph, seen: EpochSeen) -> frozenset[int]:
         """The uids that are scored: all that serve an axon and are given data, validators only if they contributed."""
         given_data = range(min(len(metagraph), self._spec.data.max_uids))
@@ -129,16 +151,35 @@ class AuditDesk:
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
-    def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
-        """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
-        limits, sightings, outcome = self._spec.averaging, seen.outcome.sightings, seen.outcome
+    async def _reduced(self, reports: Mapping[int, Report], seen: EpochSeen) -> Findings:
+        """Look at reducers among those whose reports were asked for."""
+        if seen.reduction is None:
+            return Findings()
+        sightings, put = seen.outcome.sightings, self._put(reports, seen)
+        suspects = [] if sightings is None or put is None else likeliest(sightings, put)
+        return await self._reductions.examine(seen.epoch, seen.reduction, reports.keys(), suspects)
+
+    def _with(self, evidence: Evidence, findings: Findings) -> Evidence:
+        """The evidence of a miner, and what it did as a reducer or kept to itself."""
+        lie, unshown = findings.lies.get(evidence.uid), findings.unshown.get(evidence.uid, "")
+        audits = evidence.audits if lie is None else (*evidence.audits, self._told(lie))
+        return dataclasses.replace(evidence, audits=audits, unshown=unshown)
+
+    def _put(self, reports: Mapping[int, Report], seen: EpochSeen) -> list[Put] | None:
+        """The records and weights of all who are in the average; None if some are not here."""
         records = {
             uid: as_records(reports[uid].records, reports[uid].marks) if uid in reports else ()
-            for uid in outcome.participants
+            for uid in seen.outcome.participants
         }
-        if sightings is None or limits.codec != "none" or limits.reduction != MEAN or not all(records.values()):
+        if not all(records.values()):
+            return None
+        return [Put(each, seen.outcome.weights[uid]) for uid, each in records.items()]
+
+    def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
+        """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
+        limits, sightings, put = self._spec.averaging, seen.outcome.sightings, self._put(reports, seen)
+        if sightings is None or limits.codec != "none" or limits.reduction != MEAN or put is None:
             return
-        put = [Put(each, outcome.weights[uid]) for uid, each in records.items()]
         off = unexplained(sightings.average, put)
         if off.size:
             reducers = sorted({int(uid) for uid in sightings.reducers[off]})

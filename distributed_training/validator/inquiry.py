@@ -34,6 +34,7 @@ from distributed_training.protocol import (
 )
 from distributed_training.run import RunSpec
 from distributed_training.scoring.participation import RoundSeen
+from distributed_training.validator.reductions import Reduction
 from template.clock import Clock
 from template.telemetry import Telemetry
 from template.transport.dendrite import DEADLINE, NOT_SENT, UNREACHABLE, Dendrite, Outcome, Target
@@ -49,7 +50,8 @@ class EpochSeen:
     """What this validator saw of an epoch that was averaged: its own outcome, and the rounds by uid.
 
     `bases`: the parameters [P], by state hash, that the epoch may have been trained at: θₑ and, in a run with overlap,
-    θₑ₋₁ if this validator was there already. `peers`: how the members of the round are reached.
+    θₑ₋₁ if this validator was there already. `reduction`: what was kept to look at reducers, None for nothing.
+    `peers`: how the members of the round are reached.
     """
 
     epoch: int
@@ -57,6 +59,7 @@ class EpochSeen:
     bases: Mapping[str, Vector]
     outcome: RoundOutcome
     rounds: tuple[RoundSeen, ...]
+    reduction: Reduction | None = None
     peers: Mapping[int, PeerBinding] = field(default_factory=dict)
 
 

@@ -63,6 +63,7 @@ class Validator:
         publisher: Publisher,
         paymaster: Paymaster,
         memory: Remembered,
+        reports: ReportDesk,
         until_epoch: int | None,
         telemetry: Telemetry,
         clock: Clock,
@@ -84,7 +85,7 @@ class Validator:
         self._telemetry = telemetry
         self._clock = clock
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
-        self._reports = ReportDesk(node.uid)
+        self._reports = reports
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
         self._ended_with: State | None = None
         self._new_state = asyncio.Event()
@@ -132,8 +133,15 @@ class Validator:
         if self._seen.full():
             dropped = self._seen.get_nowait()
             self._not_audited(dropped.epoch, "audits cannot keep up")
-        peers = {member.uid: member.peer for member in done.request.group}
-        seen = EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, rounds, peers)
+        seen = EpochSeen(
+            done.epoch,
+            done.request.state_hash,
+            done.bases,
+            done.result.outcome,
+            rounds,
+            reduction=self._desk.keep(done.plan, done.result),
+            peers={member.uid: member.peer for member in done.request.group},
+        )
         self._seen.put_nowait(seen)
 
     def _note_failed(self, done: EndedRound) -> None:
@@ -293,4 +301,5 @@ class Validator:
         await self._memory.change(book=after)
         event = score_epoch(before, after, rows, self._rules)
         self._reports.keep(event, after)
+        await self._reports.save()
         self._telemetry.emit(event)

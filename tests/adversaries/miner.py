@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distributed_training import node
-from distributed_training.averaging import averager, exchange, reducer, round
+from distributed_training.averaging import averager, exchange, reducer, round, wire_exhibits
 from distributed_training.averaging.codecs import floating
 from distributed_training.composition import honest_engine, open_miner
 from distributed_training.invitation import Reason, refuse
@@ -54,6 +54,15 @@ def _lie_as_reducer() -> None:
     reducer.Reducer._encode = encode  # type: ignore[method-assign]
 
 
+def _show_nothing() -> None:
+    """Shows no validator what it sent in a round."""
+
+    async def serve(*_: Any) -> None:
+        return
+
+    wire_exhibits.Showcase.serve = serve  # type: ignore[method-assign]
+
+
 def _make_excuses() -> None:
     """Refuses every round with a reason that is no fault."""
 
@@ -85,6 +94,7 @@ SABOTAGES: Mapping[str, Callable[[], None]] = {
     "withholding": _withhold,
     "never-comes": _never_come,
     "lying-reducer": _lie_as_reducer,
+    "shows-nothing": _show_nothing,
     "excuses": _make_excuses,
     "silent": _be_silent,
     "secretive": _be_secretive,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import numpy as np
+import numpy.typing as npt
 
 from distributed_training.averaging.codec import Floats
 from distributed_training.averaging.plan import RoundPlan
@@ -60,8 +63,47 @@ class FastForValidators(Line):
 class LyingReducer(Line):
     """Gives everybody minus three times the average of its share. Hopes that nobody computes it again."""
 
-    def share(self, plan: RoundPlan, average: Floats) -> Floats:
+    def share(self, plan: RoundPlan, start: int, average: Floats) -> Floats:
         return average * np.float32(-3)
+
+
+class WhereUnseen(LyingReducer):
+    """Does so but at the coordinates that everybody knows. Hopes that a reducer is only suspected for those."""
+
+    def __init__(self, rate: float, known: Callable[[int], npt.NDArray[np.int64]]) -> None:
+        super().__init__(rate)
+        self._known = known
+
+    def share(self, plan: RoundPlan, start: int, average: Floats) -> Floats:
+        lie, known = super().share(plan, start, average), self._known(plan.epoch) - start
+        known = known[(known >= 0) & (known < average.size)]
+        lie[known] = average[known]
+        return lie
+
+
+class HidingReducer(LyingReducer):
+    """Does so and shows its own part to nobody. Hopes that its average cannot be computed again without."""
+
+    def shows(self, plan: RoundPlan, reducer: int, part: Floats) -> Floats | None:
+        return None
+
+
+class Accomplice(LyingReducer):
+    """Does so and shows nothing of what it sent to others that do. Hopes that nobody can compute theirs again."""
+
+    def __init__(self, rate: float, friends: Collection[int]) -> None:
+        super().__init__(rate)
+        self._friends = friends
+
+    def shows(self, plan: RoundPlan, reducer: int, part: Floats) -> Floats | None:
+        return None if reducer in self._friends else part
+
+
+class FalseExhibitor(Line):
+    """Works honestly, and shows something else than it sent. Hopes that an honest reducer is taken for a liar."""
+
+    def shows(self, plan: RoundPlan, reducer: int, part: Floats) -> Floats | None:
+        return part + np.float32(1)
 
 
 class Framer(Line):

@@ -26,7 +26,7 @@ UID = 3
 BATCHES = 4
 EPOCH = 1  # the second one: some cheats live on what they did in the first
 ALL = list(range(BATCHES))
-CALIBRATED = 1e-3  # honest float32 machines differ by less than a hundredth of it, bfloat16 by several times as much
+CALIBRATED = 3e-4  # honest float32 machines differ by less than a tenth of it, bfloat16 by several times as much
 
 
 @dataclass

@@ -31,7 +31,8 @@ from tests.adversaries.subnet.wire import Axon, Dendrite, Wire
 from tests.averaging.groups import contributions, make_plan, memory_group, weights
 
 FAST = 1e9  # bytes a second
-SMALL = Scenario(miners=5, epochs=6, measure_every=3)
+PAID_AT_ONCE = {"scoring": {"held_epochs": 0}}
+SMALL = Scenario(miners=5, epochs=6, measure_every=3, changes=PAID_AT_ONCE)
 
 
 def test_an_hour_passes_at_once_and_in_order() -> None:

@@ -17,16 +17,14 @@ from tests.adversaries.zoo import BY_NAME, CASES
 
 HONEST = 8
 EPOCHS = 25
-TOLERATED = 0.3  # in so few epochs: what is earned before it is caught for the first time weighs more
+TOLERATED = 0.05  # half of these epochs are held back when the others are paid
 
 # Behaviours that do not disturb each other, so that one run shows several of them.
 FAKED = ("free-rider", "copycat", "plagiarist", "same-page", "no-backward", "replay", "overclaim", "quantised")
 POISONED = ("inflation", "sign-flip", "spike", "garbage", "secretive", "silent")
 IN_ROUNDS = ("nan", "withholding", "peer-id-theft", "wrong-size")
-
-KNOWN_GAPS = {
-    "lying-reducer": "nobody computes the average of another reducer's share again",
-}
+REDUCERS = ("lying-reducer", "lying-where-unseen", "hiding-reducer", "false-exhibitor")
+GROUPS = {"faked": FAKED, "poisoned": POISONED, "in rounds": IN_ROUNDS, "reducers": REDUCERS}
 
 
 def together(names: tuple[str, ...]) -> tuple[Scenario, Story]:
@@ -39,7 +37,9 @@ def together(names: tuple[str, ...]) -> tuple[Scenario, Story]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("names", [FAKED, POISONED, IN_ROUNDS], ids=["faked", "poisoned", "in rounds"])
+@pytest.mark.parametrize(
+    "names", [FAKED, POISONED, IN_ROUNDS, REDUCERS], ids=["faked", "poisoned", "in rounds", "reducers"]
+)
 def test_cheats_are_not_paid_and_the_others_are(names: tuple[str, ...]) -> None:
     """One of each among eight honest miners, who lose nothing by it."""
     scenario, story = together(names)
@@ -62,7 +62,7 @@ def test_a_slow_line_is_paid_for_its_samples() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", [c for c in CASES if c.name not in KNOWN_GAPS], ids=title)
+@pytest.mark.parametrize("case", CASES, ids=title)
 def test_the_table(case: object) -> None:
     """What docs/incentives.md promises, for one seed."""
     measured = measure(case, Size(miners=16, validators=2, epochs=100), seed=7)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 from distributed_training.averaging.binding import sign_binding
 from distributed_training.composition import EngineFactory
 from distributed_training.data.loader import Loader
+from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.engine import Engine
 from distributed_training.invitation import Reason, refuse
 from distributed_training.protocol import IsAliveResponse, TrainResponse
@@ -52,6 +53,36 @@ class InRounds(Behaviour):
 
     def line(self, rate: float) -> Line:
         return self._make(rate)
+
+
+class LiesWhereUnseen(Behaviour):
+    """As `rounds.WhereUnseen`; which coordinates everybody knows, its engine can tell."""
+
+    name, harmful = "lying-where-unseen", True
+
+    def engine(self, spec: RunSpec, loader: Loader, uid: int, device: str) -> Engine:
+        engine = super().engine(spec, loader, uid, device)
+        self._known = lambda epoch: coordinates(spec.run_id, epoch, engine.layout, spec.audit.coordinates)
+        return engine
+
+    def line(self, rate: float) -> Line:
+        return rounds.WhereUnseen(rate, lambda epoch: self._known(epoch))
+
+
+class Accomplices(Behaviour):
+    """As `rounds.Accomplice`, all of them together."""
+
+    name, harmful = "lying-accomplices", True
+
+    def __init__(self) -> None:
+        self._friends: set[int] = set()
+
+    def engine(self, spec: RunSpec, loader: Loader, uid: int, device: str) -> Engine:
+        self._friends.add(uid)
+        return super().engine(spec, loader, uid, device)
+
+    def line(self, rate: float) -> Line:
+        return rounds.Accomplice(rate, self._friends)
 
 
 class Framing(Behaviour):
@@ -198,6 +229,10 @@ CASES: tuple[Case, ...] = (
     _case("garbage", harmful=True),
     _case("honest-where-seen", harmful=True),
     Case(name="lying-reducer", make=_line("lying-reducer", rounds.LyingReducer, harmful=True)),
+    Case(name="lying-where-unseen", make=lambda _: LiesWhereUnseen()),
+    Case(name="hiding-reducer", make=_line("hiding-reducer", rounds.HidingReducer, harmful=True)),
+    Case(name="lying-accomplices", make=lambda _: Accomplices()),
+    Case(name="false-exhibitor", make=_line("false-exhibitor", rounds.FalseExhibitor)),
     Case(name="wrong-size", make=_line("wrong-size", rounds.WrongSize, harmful=True)),
     Case(name="withholding", make=_line("withholding", rounds.Withholder, harmful=True)),
     Case(
@@ -234,6 +269,7 @@ CASES: tuple[Case, ...] = (
         note=f"one machine as {SYBILS} uids: pay of the machine",
     ),
     *(_case("sign-flip", harmful=True, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),
+    Case(name="lying-accomplices", make=lambda _: Accomplices(), share=0.33, note="33% collude"),
     *(_case("colluding-copies", harmful=True, share=share, note=f"{share:.0%} collude") for share in _GROUPS),
     *(Case(name="framing", make=Framing, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),
     *(_case("free-rider", pace=NOTHING, share=share, note=f"{share:.0%} collude") for share in _GROUPS[1:]),

@@ -12,12 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distributed_training.averaging import wire_exhibits
 from distributed_training.averaging.codec import Floats
+from distributed_training.averaging.exhibits import Wanted
 from distributed_training.averaging.frames import Answer, Hello, read_message, write_message
 from distributed_training.averaging.outcome import RoundResult, RoundState
+from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.peer import Peer
 from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from distributed_training.averaging.round import PROTOCOL
+from distributed_training.averaging.wire_exhibits import WireExhibits
+from template.clock import SystemClock
 from tests.averaging.conftest import peer_config
 from tests.averaging.groups import contributions, exact_mean, group_on, make_plan, member, weights
 
@@ -158,3 +163,20 @@ async def test_twenty_rounds_leave_nothing_behind(peers: dict[int, Peer]) -> Non
                 (len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), len(os.listdir("/proc/self/task")))
             )
     assert all(last <= first + 2 for first, last in zip(counts[1], counts[-1], strict=True)), counts
+
+
+async def test_what_was_sent_is_shown_to_a_validator(peers: dict[int, Peer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, though the parts themselves went over direct connections; and to no contributor."""
+    monkeypatch.setattr(wire_exhibits, "PAUSE_SECONDS", 0.01)
+    async with group_on(peers) as group:
+        plan = make_plan(group.members(auxiliary=[3]), 300_001, chunk=50_000)
+        values = contributions(plan)
+        results = await group.run(plan, values)
+        wanted = Wanted(plan=plan, uid=1, root=results[3].outcome.parts[1], reducer=2, chunk=1)
+        shown = await WireExhibits(peers[3], SystemClock()).show(wanted)
+        assert await WireExhibits(peers[0], SystemClock()).show(wanted) is None
+    start, stop = plan.ranges()[2]
+    low, high = chunks(stop - start, plan.chunk)[1]
+    assert shown is not None
+    assert values[1] is not None
+    assert shown.tobytes() == values[1][start + low : start + high].tobytes()

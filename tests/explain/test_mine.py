@@ -30,6 +30,7 @@ from template.chain.neuron_calls import serve_axon
 from template.chain.wallet import create_wallet
 from template.chain.weights import set_weights
 from template.errors import BadResponse, NotRegistered
+from template.telemetry import Telemetry
 from template.transport.axon import Axon, AxonConfig
 from template.transport.dendrite import Dendrite, Target
 from template.transport.policy import Caller
@@ -88,7 +89,7 @@ async def network(folder: Path, first: type[ReportDesk] = ReportDesk) -> AsyncIt
         net = Net(folder, client, wallets, {}, {})
         chain = Chain(await read_metagraph(client, 1))
         for uid, name, kind in ((1, "v1", first), (2, "v2", ReportDesk)):
-            net.desks[name] = kind(uid)
+            net.desks[name] = kind(uid, None, Telemetry())
             axon = Axon(wallets[name].hotkey, RUN_ID, chain, AxonConfig(ip="127.0.0.2", port=0))
             axon.attach(Report, net.desks[name].answer, validators_only=False)
             net.axons[name] = await stack.enter_async_context(axon)

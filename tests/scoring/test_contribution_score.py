@@ -21,6 +21,7 @@ from distributed_training.scoring.contribution import (
     excess,
     judge_sum,
     judge_work,
+    points_along,
     relative_size,
 )
 from distributed_training.scoring.gradient import Finding
@@ -227,3 +228,28 @@ def test_sizes_are_relative_to_the_mean_by_samples() -> None:
     assert relative_size(small, [large, small]) == pytest.approx(1 / (9 / 5))
     nothing = small.model_copy(update={"gradient": (0.0, 0.0)})
     assert relative_size(nothing, [nothing]) == 0.0
+
+
+def loud(seed: int, n: int = 4096) -> np.ndarray:
+    """A gradient whose energy lies in a few coordinates, which others do not share."""
+    random = np.random.default_rng(seed)
+    return (random.standard_normal(n) * np.exp(0.7 * random.standard_normal(n))).astype(np.float32)
+
+
+def test_a_sum_of_loud_gradients_points_along_each() -> None:
+    """The signs of quiet coordinates are those of the others there: the surplus is small, the direction is right."""
+    records = [loud(seed) for seed in range(7)]
+    total = np.mean(records, axis=0).astype(np.float32)
+    for record in records:
+        assert points_along(total, record, 1 / 7, 0.22)
+        assert not points_along(-total, record, 1 / 7, 0.22)
+        assert not points_along(np.zeros_like(total), record, 1 / 7, 0.22)
+
+
+def test_what_has_nothing_to_do_with_it_points_along_by_no_chance() -> None:
+    """Noise, other gradients, the same with random signs: of four thousand none, though few coordinates decide."""
+    random, gradient = np.random.default_rng(0), loud(0)
+    for seed in range(1, 1001):
+        signs, order = random.choice([-1, 1], 4096), random.permutation(4096)
+        for other in (random.standard_normal(4096), loud(seed), gradient * signs, gradient[order]):
+            assert not points_along(np.asarray(other, np.float32), gradient, 1 / 7, 0.22)

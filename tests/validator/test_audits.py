@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.outcome import RoundOutcome, RoundState, Work
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.averaging.witness import Sightings
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Engine
@@ -22,6 +23,7 @@ from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.participation import RoundSeen, Standing
 from distributed_training.validator import inquiry
 from distributed_training.validator.audits import AuditDesk, EpochSeen
+from template.clock import SystemClock
 from template.errors import Refused, SourceUnavailable
 from template.transport.dendrite import DendriteConfig
 from template.transport.policy import Caller
@@ -118,6 +120,8 @@ async def court(folder: Path, miners: int = 2, records: int = 3, **changes: obje
             dendrite=neuron.dendrite,
             telemetry=neuron.telemetry,
             rng=random.Random(0),
+            exhibits=WireExhibits(neuron.transport, SystemClock()),
+            in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
         )
         at = Court(net, desk, {}, [])
         for uid in range(1, miners + 1):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from distributed_training.averaging.plan import plan_from
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.data.loader import Loader
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -23,6 +24,7 @@ from distributed_training.run import RunSpec
 from distributed_training.scoring.combine import Evidence
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.rounds import completed_round
+from template.clock import SystemClock
 from tests.engine import tiny
 from tests.roles import AUDIT, AVERAGING, EPOCH, Subnet, run_spec, subnet
 
@@ -71,6 +73,8 @@ def desk_of(net: Subnet) -> AuditDesk:
         dendrite=neuron.dendrite,
         telemetry=neuron.telemetry,
         rng=random.Random(0),
+        exhibits=WireExhibits(neuron.transport, SystemClock()),
+        in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
     )
 
 
@@ -91,7 +95,8 @@ async def round_of(net: Subnet) -> EpochSeen:
     done = net.neurons[0].ended[-1]
     assert done.completed
     seen = completed_round(done.request, done.result.outcome, frozenset(net.neurons), ())
-    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,))
+    reduction = desk_of(net).keep(done.plan, done.result)
+    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), reduction)
 
 
 async def epochs(

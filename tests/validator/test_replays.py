@@ -196,7 +196,7 @@ async def round_of(net: Subnet) -> EpochSeen:
     assert done.completed
     seen = completed_round(done.request, done.result.outcome, frozenset(net.neurons), ())
     peers = {member.uid: member.peer for member in request.group}
-    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), peers)
+    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), peers=peers)
 
 
 def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:

@@ -14,6 +14,7 @@ import pytest
 from distributed_training.averaging.codecs.floating import Float32
 from distributed_training.averaging.outcome import RoundResult
 from distributed_training.averaging.plan import plan_from
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.catch_up import CatchUpConfig
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.engine import Contribution, Engine
@@ -28,6 +29,7 @@ from distributed_training.validator.audits import AuditDesk
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.publisher import Publisher
+from distributed_training.validator.report_desk import ReportDesk
 from distributed_training.validator.validator import WAITING_AUDITS, Validator
 from template.clock import Clock, ManualClock, SystemClock
 from tests.roles import AVERAGING, EPOCH, Subnet, subnet
@@ -65,6 +67,8 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
             dendrite=neuron.dendrite,
             telemetry=telemetry,
             rng=random.Random(0),
+            exhibits=WireExhibits(neuron.transport, SystemClock()),
+            in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
         ),
         publisher=Publisher(
             uid=uid,
@@ -80,6 +84,7 @@ def validator_of(net: Subnet, uid: int = 0, clock: Clock | None = None, until_ep
         ),
         paymaster=Unpaid(),  # type: ignore[arg-type]
         memory=Remembered(MemoryFile(net.folder / f"validator{uid}.json"), spec.run_id, telemetry),
+        reports=ReportDesk(uid, None, telemetry),
         until_epoch=until_epoch,
         telemetry=telemetry,
         clock=clock,
@@ -208,7 +213,9 @@ async def test_a_leader_in_a_hurry_makes_nobody_owe(tmp_path: Path) -> None:
         for exchange, owing in ((4.0, set()), (6.0, {net.neurons[3].axon.hotkey})):
             request = net.request(deadlines=Deadlines(connect=10, exchange=exchange, commit=10))
             outcome = dataclasses.replace(failed_outcome(), failures=(late,))
-            ended = EndedRound(request, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state)
+            ended = EndedRound(
+                request, None, None, RoundResult(outcome=outcome, average=None), net.neurons[0].engine.state
+            )
             validator.on_ended(ended)
             assert validator._memory.now.failed == owing
         assert [event["fault"] for event in net.neurons[0].told("AttemptVoid")] == ["leader"]

@@ -20,8 +20,10 @@ import numpy as np
 
 from distributed_training.averaging.buffers import Buffers
 from distributed_training.averaging.codec import Floats, all_within, pair_named
+from distributed_training.averaging.exhibits import Wanted
 from distributed_training.averaging.feedback import Attempt
 from distributed_training.averaging.outcome import Restraint, RoundOutcome, RoundResult, RoundState, Work
+from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.reducer import Reducer
 from distributed_training.averaging.robust import rule_named
@@ -58,9 +60,13 @@ class Line:
         """Bytes a second on the stream to a member."""
         return self.rate
 
-    def share(self, plan: RoundPlan, average: Floats) -> Floats:
-        """What it gives everybody as the average of its share."""
+    def share(self, plan: RoundPlan, start: int, average: Floats) -> Floats:
+        """What it gives everybody as the average of its share, which begins at `start`."""
         return average
+
+    def shows(self, plan: RoundPlan, reducer: int, part: Floats) -> Floats | None:
+        """What it shows after the round of what it sent to a reducer; None: nothing."""
+        return part
 
     def accuses(self, plan: RoundPlan) -> tuple[Failure, ...]:
         """Whom it says to have seen fail, giving the round up; empty: nobody, it goes on."""
@@ -107,6 +113,7 @@ class Hall:
     def __init__(self) -> None:
         self._meetings: dict[str, _Meeting] = {}
         self.samples: Counter[int] = Counter()  # by uid, the weight that went into averages
+        self._kept: _Meeting | None = None
 
     def join(self, plan: RoundPlan, uid: int, seat: _Seat) -> _Meeting:
         """Come to a round."""
@@ -121,6 +128,23 @@ class Hall:
     def forget(self, plan: RoundPlan) -> None:
         """The round has ended for one member; its memory goes with the first that says so and is not needed again."""
         self._meetings.pop(plan.round_id, None)
+
+    def keep(self, meeting: _Meeting) -> None:
+        """The members keep what they sent in this round, and no longer what they sent in the one before."""
+        self._kept = meeting
+
+    async def show(self, wanted: Wanted) -> Floats | None:
+        """See Exhibits. What does not fit the hash that binds a contributor is as good as nothing."""
+        meeting = self._kept
+        if meeting is None or meeting.plan.round_id != wanted.plan.round_id or meeting.exchange is None:
+            return None
+        start, stop = meeting.ranges[wanted.reducer]
+        low, high = chunks(stop - start, meeting.plan.chunk)[wanted.chunk]
+        sent = meeting.exchange.received[wanted.reducer][wanted.uid]
+        shown = meeting.seats[wanted.uid].line.shows(meeting.plan, wanted.reducer, sent)
+        if shown is None or not np.array_equal(shown, sent):
+            return None
+        return np.ascontiguousarray(sent[low:high], dtype=np.float32)
 
 
 class MemoryAverager:
@@ -158,6 +182,7 @@ class MemoryAverager:
             meeting.exchange = _exchanged(meeting)
             if meeting.exchange.average is not None:
                 self._hall.samples.update({u: int(seat.weight) for u, seat in meeting.seats.items()})
+                self._hall.keep(meeting)
         await asyncio.sleep(meeting.exchange.seconds)
         self._hall.forget(plan)
         if meeting.exchange.average is None:
@@ -204,7 +229,7 @@ def _exchanged(meeting: _Meeting) -> _Exchange:
     for reducer in reducers:
         start, stop = ranges[reducer]
         share, restraints[reducer] = _reduced(plan, meeting, received[reducer], stop - start)
-        average[start:stop] = meeting.seats[reducer].line.share(plan, share)
+        average[start:stop] = meeting.seats[reducer].line.share(plan, start, share)
     average.flags.writeable = False
     return _Exchange(_slowest(meeting), named, {}, average, received, restraints)
 
@@ -318,9 +343,15 @@ def _done(meeting: _Meeting, exchange: _Exchange, uid: int) -> RoundResult:
         outcome,
         weights={u: meeting.seats[u].weight for u in meeting.plan.contributors},
         records={u: seat.records for u, seat in meeting.seats.items() if seat.records is not None},
+        parts={u: bound_to(u) for u in meeting.plan.contributors},
         sightings=_sightings(meeting, exchange, uid),
     )
     return RoundResult(outcome=outcome, average=exchange.average)
+
+
+def bound_to(uid: int) -> str:
+    """In the place of the hash of what a contributor sends: the hall knows what that was."""
+    return f"{uid:064x}"
 
 
 def _sightings(meeting: _Meeting, exchange: _Exchange, uid: int) -> Sightings | None:

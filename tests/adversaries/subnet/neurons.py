@@ -36,6 +36,7 @@ from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import Memory, Remembered
 from distributed_training.validator.paymaster import Paymaster
 from distributed_training.validator.publisher import Publication
+from distributed_training.validator.report_desk import ReportDesk
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import DRAWN
 from template.telemetry import Event, Telemetry
@@ -387,6 +388,8 @@ def validator_of(world: World, parts: Parts, seed: int, until_epoch: int) -> Val
             dendrite=parts.dendrite,  # type: ignore[arg-type]
             telemetry=telemetry,
             rng=random.Random(seed),
+            exhibits=world.hall,
+            in_time=lambda epoch: parts.engine.epoch <= epoch + 1,
             clock=world.clock,
         ),
         publisher=world.gauge,  # type: ignore[arg-type]
@@ -402,6 +405,7 @@ def validator_of(world: World, parts: Parts, seed: int, until_epoch: int) -> Val
             clock=world.clock,
         ),
         memory=memory,
+        reports=ReportDesk(parts.uid, None, telemetry),
         until_epoch=until_epoch,
         telemetry=telemetry,
         clock=world.clock,

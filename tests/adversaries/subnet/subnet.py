@@ -40,6 +40,7 @@ USUAL = 4  # of an honest miner of speed 1
 SAMPLES = 4  # of a micro-batch: one page
 BATCH_SECONDS = 1.0
 RATE = 2e6  # bytes a second and stream: twice the run's reference
+HELD = 12  # epochs, as a long run has it; nano is a short one
 POLL_SECONDS = 2.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
 KINDS: frozenset[type[Event]] = frozenset({Audited, AuditNotPossible, EpochScored, Excluded, RoundLed})
@@ -128,6 +129,7 @@ def spec_of(scenario: Scenario) -> RunSpec:
         },
         "averaging": {"reduction": "clip", "max_weight": MICRO_BATCHES * SAMPLES * scenario.fine},
         "audit": {"coordinates": 32},
+        "scoring": {"held_epochs": HELD},
     }
     for section, changes in scenario.changes.items():
         sections[section] = {**sections.get(section, {}), **changes}
