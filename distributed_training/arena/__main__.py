@@ -209,6 +209,8 @@ def _subject(config: RunConfig, plan: Plan, who: Contestant, optimizer: Optimize
         tokenizer=tokenizer,
         flops=config.flops,
         links=links_of(config.bandwidths, config.latency),
+        submission=who.submission,
+        sandbox=who.sandbox,
     )
 
 

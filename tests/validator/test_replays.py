@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distributed_training.averaging.wire_exhibits import WireExhibits
 from distributed_training.composition import EngineFactory
 from distributed_training.data.loader import Loader
 from distributed_training.engine.audit import Auditor
@@ -222,7 +223,12 @@ def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:
         "clock": SystemClock(),
     }
     shared["rng"] = random.Random(seed)
-    return AuditDesk(replays=ReplayDesk(replay=replay, exhibits=exhibits, **shared), **shared)
+    return AuditDesk(
+        replays=ReplayDesk(replay=replay, exhibits=exhibits, **shared),
+        exhibits=WireExhibits(neuron.transport, SystemClock()),
+        in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
+        **shared,
+    )
 
 
 @asynccontextmanager
