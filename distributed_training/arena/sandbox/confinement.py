@@ -6,6 +6,7 @@ hold on this machine is found by us and not by a stranger. Needs no package.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
 import resource
@@ -48,6 +49,7 @@ def require_confined(canary: str) -> None:
         "it sees the machine's processes": os.getpid() > FIRST_PROCESSES,
         "it shares the machine's network": _connects(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + canary),
         "it has a network": any(_connects(family, socket.SOCK_DGRAM, address) for family, address in _ELSEWHERE),
+        "no limit of threads holds for its user": _starts_threads_beyond_a_limit(),
         "it can write beside its scratch folder": any(
             os.access(path, os.W_OK) for path in ("/", "/usr/lib", "/project")
         ),
@@ -71,6 +73,19 @@ def _has_capabilities() -> bool:
     header, sets = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
     failed = ctypes.CDLL(None).capget(header, sets)
     return bool(failed) or any(sets)
+
+
+def _starts_threads_beyond_a_limit() -> bool:
+    """With a limit of one thread, which there is already; root has no such limit, whatever it is called inside."""
+    before = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, before[1]))
+    try:
+        _thread.start_new_thread(int, ())
+    except RuntimeError:
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, before)
+    return True
 
 
 def _require_alone() -> None:

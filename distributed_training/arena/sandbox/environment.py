@@ -34,6 +34,7 @@ VARIABLES = {
     "HOME": "/tmp",
     "TMPDIR": "/tmp",
     "OMP_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",  # the order of a set is the same in each run
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
     "TORCHINDUCTOR_CACHE_DIR": "/tmp",
 }
@@ -58,8 +59,9 @@ class Environment:
     search: tuple[str, ...]
 
     def command(self, entry: str, *arguments: str) -> list[str]:
-        """Run a file there, with no site packages of its own accord, no user's settings, and without writing caches."""
-        return [self.python, "-I", "-S", "-B", entry, *arguments]
+        """Run a file there, with no site packages of its own accord, no user's settings, and without writing caches.
+        Of its variables only `VARIABLES` are there; unlike -I this lets the one for hashes count."""
+        return [self.python, "-s", "-P", "-S", "-B", entry, *arguments]
 
 
 @functools.lru_cache(maxsize=1)

@@ -63,7 +63,7 @@ def _prctl(option: int, *values: int) -> int:
 def enter_namespaces() -> None:
     """New namespaces of all kinds for this process, and for its children a new one of processes."""
     user, group = os.getuid(), os.getgid()
-    if user == 0:
+    if user == 0 and nobody_is_known(Path("/proc/self/uid_map").read_text()):
         with _mapping_from_outside():
             _check(_libc.unshare(_ALL_NEW), "unshare")
         return
@@ -71,6 +71,12 @@ def enter_namespaces() -> None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{NOBODY} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{NOBODY} {group} 1")
+
+
+def nobody_is_known(uid_map: str) -> bool:
+    """Whether user 65534 exists here. If not, this is a user namespace, and its root is somebody else outside."""
+    ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
+    return any(first <= NOBODY < first + count for first, _, count in ranges)
 
 
 @contextlib.contextmanager
@@ -110,7 +116,7 @@ def make_root(plan: dict[str, Any]) -> None:
     facts = {name: Path(name).read_bytes() for name in plan["facts"] if Path(name).exists()}
     _mount("none", "/", "", _RECURSIVE | _PRIVATE)
     safe = _NO_SETUID | _NO_DEVICES
-    _mount("tmpfs", ROOT, "tmpfs", safe, "size=1m,nr_inodes=4096,mode=755")
+    _mount("tmpfs", ROOT, "tmpfs", safe, "size=8m,nr_inodes=4096,mode=755")
     scratch = f"size={plan['scratch']},nr_inodes=1024,mode=1777"
     _mount("tmpfs", str(_folder(ROOT + "/tmp")), "tmpfs", safe | _NO_EXEC, scratch)  # first: packages may lie below it
     for source, target in plan["mounts"]:

@@ -115,6 +115,10 @@ def memory_of_another() -> None:
     called(libc.process_vm_readv(TARGETS["process"], local, 1, remote, 1, 0))
 
 
+def trace_another() -> None:
+    called(libc.ptrace(0x4206, TARGETS["process"], None, None))  # PTRACE_SEIZE, which stops nobody
+
+
 def memory_file_of_another() -> None:
     Path(f"/proc/{TARGETS['process']}/mem").open("rb").close()
 
@@ -239,6 +243,7 @@ ATTACKS: tuple[Callable[[], None], ...] = (
     raw_fork,
     start_program,
     memory_of_another,
+    trace_another,
     memory_file_of_another,
     signal_another,
     shared_memory_segment,

@@ -108,7 +108,7 @@ def test_nothing_that_is_tried_in_a_sandbox_works(name: str, within: dict[str, s
 
 
 # Without root these are refused everywhere; what a kernel or a container forbids anyway proves nothing, and is no loss.
-PRIVILEGED = {"read_passwords", "become_root", "raise_a_limit", "new_namespace", "memory_of_another"}
+PRIVILEGED = {"read_passwords", "become_root", "raise_a_limit", "new_namespace", "memory_of_another", "trace_another"}
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - PRIVILEGED - {"memory_file_of_another", "read_home"}))

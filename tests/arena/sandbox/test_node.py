@@ -139,6 +139,16 @@ def test_what_is_on_its_way_is_bounded() -> None:
             sandboxed.send()
 
 
+def test_the_whole_run_has_an_end() -> None:
+    """Whatever is left for an answer."""
+    with process("time.sleep(1000)") as running:
+        sandboxed = SandboxedNode(running, Limits(answer=1000.0), CLOCK, soon(0.2), CPU)
+        sandboxed.load(b"source", SPEC, torch.zeros(SIZE), Node(0, 2, 1, LAYOUT))
+        with pytest.raises(SubmissionError, match=r"limits\.wall") as caught:
+            _ = sandboxed.params
+    assert caught.value.reason == "late"
+
+
 def test_an_error_of_its_code_is_told() -> None:
     """As text, and as no more than that."""
     code = 'request(); text = b\'{"error": "boom"}\'; write(prefix(3, 1, len(text)) + text); time.sleep(1000)'

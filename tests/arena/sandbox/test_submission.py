@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +72,31 @@ def test_patches_change_no_record(corpus: Corpus, backend: Backend) -> None:
     patched = run_submission(source, SPEC, plan(2, 6), corpus, CPU, backend)
     assert same(patched, simulate(build("ddp", SPEC, {}), plan(2, 6), corpus, CPU))
     assert patched.seconds > 0
+
+
+WORDS_IN_A_SET = """ "".join({"a", "b", "c", "d", "e", "f", "g", "h"}) """
+DRAWS = f"""
+import random
+import numpy
+import torch
+
+def strategy(optimizer):
+    words = {WORDS_IN_A_SET}
+    raise RuntimeError(f"<{{words}} {{random.random()}} {{numpy.random.rand()}} {{float(torch.rand(()))}}>")
+"""
+
+
+@pytest.mark.integration
+def test_what_is_drawn_follows_from_the_seed(corpus: Corpus, backend: Backend) -> None:
+    """From global generators, too, and the order of a set: as in any other process that is seeded alike."""
+    with pytest.raises(SubmissionError) as caught:
+        run_submission(DRAWS.encode(), SPEC, plan(1, 1, 7), corpus, CPU, backend)
+    words, *numbers = str(caught.value).partition("<")[2].partition(">")[0].split()
+    command = [sys.executable, "-c", f"print({WORDS_IN_A_SET.strip()})"]
+    alike = subprocess.run(command, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, timeout=50, check=True)
+    assert words == alike.stdout.strip()
+    drawn = torch.rand((), generator=torch.Generator().manual_seed(7))
+    assert numbers == [str(random.Random(7).random()), str(np.random.RandomState(7).rand()), str(float(drawn))]
 
 
 @pytest.mark.integration
