@@ -59,6 +59,7 @@ def test_rows() -> None:
     assert slow.loss.high - slow.mean == pytest.approx(3.182446 * losses.std(ddof=1) / 2)
     assert slow.rate == pytest.approx(500 / 1_000_000 / 20)
     assert slow.until == {FAST: None, SLOW: None}
+    assert found[0].until == {FAST: 20.0, SLOW: 20.0}  # DDP itself, at its end
     assert found[0].seconds == {FAST: 20.0, SLOW: 20.0}
 
 
