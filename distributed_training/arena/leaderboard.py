@@ -41,7 +41,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Of A with B: relative gain of each quantity, paired by seed; positive: A is lower."""
+    """Of A with B: relative gain of each quantity, paired by seed; positive: A is lower. What B has nothing of (bytes,
+    if it sends none) is left out."""
 
     seeds: tuple[int, ...]
     gains: Mapping[str, Interval]
@@ -135,12 +136,13 @@ def compare(mine: Trials, other: Trials, confidence: float, budget: float | None
         gains={
             what: interval([_gain(of(mine[seed]), of(other[seed])) for seed in seeds], confidence)
             for what, of in quantities.items()
+            if all(of(other[seed]) for seed in seeds)
         },
     )
 
 
 def _gain(mine: float, theirs: float) -> float:
-    return (theirs - mine) / theirs if theirs else 0.0 if mine == theirs else float("-inf")
+    return (theirs - mine) / theirs
 
 
 def table(found: Sequence[Row], title: str) -> Table:

@@ -71,6 +71,7 @@ def test_a_comparison_is_paired() -> None:
     assert (loss.mean, loss.low, loss.high) == pytest.approx((0.01, 0.01, 0.01))
     assert found.gains["bytes sent"].mean == pytest.approx(0.75)
     assert found.seeds == tuple(sorted(mine))
+    assert "bytes sent" not in compare(mine, trials("c", 2.0, sent=0), 0.99).gains
     with pytest.raises(ConfigurationError, match="same seeds"):
         compare({1: trial("a", 1, 2.0)}, other, 0.99)
 
