@@ -218,7 +218,7 @@ def swept(folder: Path) -> list[str]:
             if path.exists():
                 found.append((json.loads(path.read_text())["loss"], case))
         found.sort(key=lambda pair: pair[0])
-        texts = [f"{case.tried.removeprefix(case.strategy).strip()}: {loss:.3f}" for loss, case in found]
+        texts = [f"{case.tried.removeprefix(family).strip()}: {loss:.3f}" for loss, case in found]
         lines.append(f"| {family} | {'; '.join(texts)} |")
     return lines
 
@@ -247,10 +247,10 @@ def report(found: Sequence[Row], folder: Path, machine: Mapping[str, object]) ->
 
 NOTES = (
     f"A node computes {FLOPS:.3g} operations a second and has a link of {LATENCY * 1000:.0f} ms latency (declared; "
-    "bytes are counted). The loss is that of the mean of all nodes' parameters. DDP's loss is its mean at the end; - "
-    "means that a strategy had not reached it with every seed after these steps. Intervals are of so few seeds that "
-    "strategies whose intervals touch are not told apart; `arena compare` pairs them by seed. The sizes `small` and "
-    "`base` need a GPU and were not run.",
+    "bytes are counted). The loss is that of the mean of all nodes' parameters. DDP's loss is that of the same seed at "
+    "the end; - means that a strategy had not reached it with every seed after these steps. Intervals are of so few "
+    "seeds that strategies whose intervals touch are not told apart; `arena compare` pairs them by seed. The sizes "
+    "`small` and `base` need a GPU and were not run.",
     "",
     "![loss against bytes and time](strategies.png)",
     "",

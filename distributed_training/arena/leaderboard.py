@@ -26,7 +26,7 @@ Trials = Mapping[int, Trial]  # by seed
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One entry. `sent`: bytes of the node that sent most; `rate`: the same a parameter and step; by link: `seconds` of
-    all steps, and `until` the mean loss of DDP is reached (None: it is not, with at least one seed)."""
+    all steps, and `until` DDP's loss of the same seed is reached (None: it is not, with at least one of them)."""
 
     name: str
     loss: Interval | None  # None: a single seed
@@ -41,7 +41,8 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Of A with B: relative gain of each quantity, paired by seed; positive: A is lower."""
+    """Of A with B: relative gain of each quantity, paired by seed; positive: A is lower. What B has nothing of (bytes,
+    if it sends none) is left out."""
 
     seeds: tuple[int, ...]
     gains: Mapping[str, Interval]
@@ -88,12 +89,12 @@ def entries(trials: Sequence[Trial]) -> dict[str, Trials]:
 
 def rows(found: Mapping[str, Trials], confidence: float, budget: float | None = None) -> list[Row]:
     """Best first: by the loss within `budget` if there is one, else by the loss at the end."""
-    target = _mean(t.loss for t in found[DDP].values()) if DDP in found else None
-    made = [_row(name, list(trials.values()), confidence, target, budget) for name, trials in found.items()]
+    targets = {seed: trial.loss for seed, trial in found.get(DDP, {}).items()}
+    made = [_row(name, list(trials.values()), confidence, targets, budget) for name, trials in found.items()]
     return sorted(made, key=lambda row: row.mean if row.metric is None else row.metric)
 
 
-def _row(name: str, trials: list[Trial], confidence: float, target: float | None, budget: float | None) -> Row:
+def _row(name: str, trials: list[Trial], confidence: float, targets: Mapping[int, float], budget: float | None) -> Row:
     first, losses = trials[0], [trial.loss for trial in trials]
     sent = _mean(trial.most_sent for trial in trials)
     return Row(
@@ -104,13 +105,13 @@ def _row(name: str, trials: list[Trial], confidence: float, target: float | None
         sent=sent,
         rate=sent / first.parameters / first.steps,
         seconds={link: _mean(trial.seconds(link) for trial in trials) for link in first.links},
-        until={link: None if target is None else _until(trials, link, target) for link in first.links},
+        until={link: _until(trials, link, targets) for link in first.links},
         metric=None if budget is None else _mean(metric(trial, budget) for trial in trials),
     )
 
 
-def _until(trials: Sequence[Trial], link: str, loss: float) -> float | None:
-    times = [seconds_to(trial, link, loss) for trial in trials]
+def _until(trials: Sequence[Trial], link: str, targets: Mapping[int, float]) -> float | None:
+    times = [seconds_to(trial, link, targets[trial.seed]) if trial.seed in targets else None for trial in trials]
     known = [time for time in times if time is not None]
     return _mean(known) if len(known) == len(times) else None
 
@@ -135,12 +136,13 @@ def compare(mine: Trials, other: Trials, confidence: float, budget: float | None
         gains={
             what: interval([_gain(of(mine[seed]), of(other[seed])) for seed in seeds], confidence)
             for what, of in quantities.items()
+            if all(of(other[seed]) for seed in seeds)
         },
     )
 
 
 def _gain(mine: float, theirs: float) -> float:
-    return (theirs - mine) / theirs if theirs else 0.0 if mine == theirs else float("-inf")
+    return (theirs - mine) / theirs
 
 
 def table(found: Sequence[Row], title: str) -> Table:

@@ -59,6 +59,7 @@ def test_rows() -> None:
     assert slow.loss.high - slow.mean == pytest.approx(3.182446 * losses.std(ddof=1) / 2)
     assert slow.rate == pytest.approx(500 / 1_000_000 / 20)
     assert slow.until == {FAST: None, SLOW: None}
+    assert found[0].until == {FAST: 20.0, SLOW: 20.0}  # DDP itself, at its end
     assert found[0].seconds == {FAST: 20.0, SLOW: 20.0}
 
 
@@ -70,6 +71,7 @@ def test_a_comparison_is_paired() -> None:
     assert (loss.mean, loss.low, loss.high) == pytest.approx((0.01, 0.01, 0.01))
     assert found.gains["bytes sent"].mean == pytest.approx(0.75)
     assert found.seeds == tuple(sorted(mine))
+    assert "bytes sent" not in compare(mine, trials("c", 2.0, sent=0), 0.99).gains
     with pytest.raises(ConfigurationError, match="same seeds"):
         compare({1: trial("a", 1, 2.0)}, other, 0.99)
 
