@@ -282,6 +282,15 @@ class ReductionChecked(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReductionsNotChecked(Event):
+    """The validator could not look at the reducers of this epoch, for a reason of its own; all else is judged."""
+
+    uid: int
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditNotPossible(Event):
     """The validator could not audit for a reason of its own; nobody's score changes."""
 

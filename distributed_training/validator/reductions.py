@@ -35,7 +35,7 @@ from distributed_training.averaging.partition import chunks
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.robust import rule_named
 from distributed_training.averaging.witness import Sightings
-from distributed_training.events import AuditNotPossible, ReductionChecked
+from distributed_training.events import ReductionChecked, ReductionsNotChecked
 from distributed_training.protocol import Hash
 from distributed_training.scoring.contribution import Put, distances
 from distributed_training.scoring.gradient import AuditResult
@@ -133,7 +133,7 @@ class ReductionDesk:
         )
 
     def _open(self, epoch: int, why: str) -> Findings:
-        self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=epoch, reason=why))
+        self._telemetry.emit(ReductionsNotChecked(uid=self._uid, epoch=epoch, reason=why))
         return Findings()
 
     def _chosen(self, candidates: Sequence[int], suspects: Sequence[int]) -> list[int]:

@@ -125,7 +125,7 @@ async def test_where_most_are_silent_it_is_our_own_line(tmp_path: Path) -> None:
     """Then nobody is paid less."""
     async with served(tmp_path, MINERS, model=LARGER, audit=LOOK_AT_ALL) as net:
         evidence = await examined(net, [2, 3, 4])
-        (told,) = net.neurons[0].told("AuditNotPossible")
+        (told,) = net.neurons[0].told("ReductionsNotChecked")
     assert "as if our line were broken" in told["reason"]
     assert all(not found.unshown and not failed(found) for found in evidence.values())
 
@@ -140,7 +140,7 @@ async def test_who_comes_late_asks_in_vain_and_blames_nobody(tmp_path: Path) -> 
             await net.train(uid, 2)
         await round_of(net)
         evidence = await desk_of(net).examine(net.chain.metagraph, seen)
-        told = [event["reason"] for event in net.neurons[0].told("AuditNotPossible")]
+        told = [event["reason"] for event in net.neurons[0].told("ReductionsNotChecked")]
     assert told == ["the next round had ended before its reducers were looked at"]
     assert all(not found.unshown and not failed(found) for found in evidence)
 
