@@ -27,6 +27,7 @@ from template.transport.synapse import Message, Request, Response
 HOTKEY = "5" + "G" * 47
 HASH = "ab" * 32
 PEER = {"hotkey": HOTKEY, "peer_id": "Qm1", "addresses": ["/ip4/127.0.0.1/tcp/1"], "signature": "0x" + "0" * 128}
+MARK = {"after": 8, "steps": 40, "state": HASH, "params": HASH, "inner": HASH, "moved": [0.5, -0.25]}
 RECORD = {"number": 0, "pages": [1, 2], "samples": 8, "loss": 5.5, "gradient": [0.5, -0.25]}
 MEMBER = {"uid": 1, "peer": PEER, "share": 0.5, "contributes": True}
 TRANSFER = {"uid": 1, "bytes_sent": 1, "bytes_received": 2, "seconds_sending": 0.1, "seconds_receiving": 0.2}
@@ -42,6 +43,7 @@ MESSAGES: dict[type[Message], dict[str, Any]] = {
     TrainResponse: {
         "epoch": 3, "state_hash": HASH, "base_hash": HASH, "records_hash": HASH, "total_records": 1,
         "records": [RECORD], "mean_loss": None, "samples": 8, "seconds": 1.5, "batch_size": 8,
+        "marks": [MARK],
     },
     AllReduce: {
         "run_id": "nano-0123456789ab", "epoch": 3, "state_hash": HASH, "attempt": 0, "round_id": "0" * 32,

@@ -82,6 +82,7 @@ class Engine:
         self._works: tuple[Work, ...] = ()  # the last one is of the epoch in progress
         self._ahead: Work | None = None  # of the next epoch, once this one's contribution is set aside
         self._standings: dict[str, State] = {}  # that marks name, by hash, until they are on disk
+        self._committed: tuple[frozenset[str], ...] = ()  # what marks named in each of the last epochs, left or ended
         self._before: Base | None = None  # θₑ₋₁, as long as this epoch is trained at it
         self._enter(State(layout, 0, flatten(self._replica.module), self._strategy.init(layout)), None)
 
@@ -308,7 +309,7 @@ class Engine:
 
     @property
     def _marked_states(self) -> frozenset[str]:
-        return frozenset(mark.state for work in self._works for mark in work.marks)
+        return _states_of(*self._works).union(*self._committed)
 
     def _snapshot_ahead(self) -> Ahead | None:
         progress = self._filling.progress()
@@ -324,7 +325,7 @@ class Engine:
             self._local.enter(self._replica)
         if self._feedback is not None and snapshot.residual is not None:
             self._feedback.load_state_dict({RESIDUAL: snapshot.residual})
-        self._works = snapshot.works
+        self._works, self._committed = snapshot.works, ()
         self._standings = {standing.hash: standing for standing in snapshot.standings}
         if snapshot.ahead is not None:
             self.go_ahead()
@@ -404,6 +405,8 @@ class Engine:
 
         `before`: the state before it, if this epoch is to be trained at that.
         """
+        if self._works and self._works[-1].marks:  # who goes back an epoch and on again may still be asked for them
+            self._committed = (*self._committed, _states_of(self._works[-1]))[1 - KEPT_EPOCHS :]
         ahead, trained = self._ahead, self._filling
         self._ahead, self._before, self._state = None, before, state
         if ahead is None:
@@ -417,3 +420,8 @@ class Engine:
         self._works = (*earlier[1 - KEPT_EPOCHS :], work)
         kept = self._marked_states
         self._standings = {key: standing for key, standing in self._standings.items() if key in kept}
+
+
+def _states_of(*works: Work) -> frozenset[str]:
+    """The hashes of the states that the marks in these works name."""
+    return frozenset(mark.state for work in works for mark in work.marks)

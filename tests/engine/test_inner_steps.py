@@ -142,6 +142,18 @@ def test_marked_states_are_kept_as_long_as_records() -> None:
     assert (engine.snapshot().standings, engine.snapshot().marked) == ((), kept)
 
 
+def test_who_goes_back_an_epoch_can_still_show_what_it_committed_to() -> None:
+    """A miner that takes the others for the majority too early, and follows them again, has not lost its states."""
+    engine = trained(spec())
+    before, marks = engine.state, engine.contribution().marks
+    engine.apply(engine.contribution().vector)
+    after = engine.state
+    for state in (before, after):
+        engine.adopt(state)
+    assert {mark.state for mark in marks} <= engine.snapshot().marked
+    assert {standing.hash for standing in engine.snapshot().standings} == engine.snapshot().marked
+
+
 @pytest.mark.parametrize("name", ["diloco", "muloco", "fedavg"])
 def test_a_restart_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
     """In the middle of an epoch and between two: parameters, moments, steps, marks and what they name."""

@@ -86,8 +86,8 @@ def test_cheating_does_not_pay_in_any_run_of_the_repository(path: Path) -> None:
     count = run.epoch.target_samples / miners / usual
     if run.audit.replay is None:
         needed = penalty_needed(count, audit_rate(miners, run.audit))
-    else:  # all stretches are faked, and one of them is drawn
-        reported = dict.fromkeys(range(miners), records(0, round(count)))
+    else:  # of all stretches one is replayed, so that faking a part is found that much less often, in proportion
+        reported = {uid: records(uid, int(count)) for uid in range(miners)}
         needed = penalty_needed(1, replay_rate(reported, run.audit, run.audit.replay))
     assert needed is not None
     assert run.scoring.penalty_epochs >= needed
