@@ -22,7 +22,9 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    nothing is concluded from so few coordinates that chance could decide, nor from a record whose gradient is far
    smaller than the miner's others, as on a page that the model knows by heart: of that little is left in the sum. How
    large the others are, the records show. Both limits are measured on honest work (calibrate/), with the codec of the
-   run.
+   run. Late in training, when gradients are mostly noise, one honest record in some hundred points against all others
+   for once. So signs alone convict nobody: where most of an epoch's recomputed records are not found, the epoch does
+   not count, and the second such epoch is a failed audit (combine.py).
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
 the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in

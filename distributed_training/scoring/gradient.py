@@ -40,6 +40,7 @@ class Finding(StrEnum):
     OTHER_INNER_STATE = "its steps began with another inner state than its last epoch ended with"
     STEPS_DIFFER = "its steps lead elsewhere"
     NO_IMPROVEMENT = "what was put into the average does the model no good, on its own pages or on others"
+    NOT_ITS_STEPS = "what was put into the average is not what its steps have led to"
     NOT_SHOWN = "it does not show a state that it has committed to"
     NOT_REDUCED = "the average that it gave everybody is not that of what it was sent"
 

@@ -176,9 +176,11 @@ def judge_end(
     """
     if fidelity is Fidelity.EXACT:
         same = bool(np.array_equal(sent, moved))
-        return _contribution(uid, epoch, Finding.AGREES if same else Finding.NOT_ITS_WORK)
+        return _contribution(uid, epoch, Finding.AGREES if same else Finding.NOT_ITS_STEPS)
     if fidelity is Fidelity.LOSSY:
-        return judge_work(uid, epoch, sent, moved, 1.0, 1.0, audit, zeros=zeros)
+        found = judge_work(uid, epoch, sent, moved, 1.0, 1.0, audit, zeros=zeros)
+        doubted = found is not None and found.finding is Finding.NOT_ITS_WORK  # of all that it did, there is no doubt
+        return replace(found, finding=Finding.NOT_ITS_STEPS) if found is not None and doubted else found
     size = inflation(sent, moved, 1.0)
     return replace(_contribution(uid, epoch, Finding.INFLATED), inflation=size) if size > audit.inflation else None
 

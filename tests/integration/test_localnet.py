@@ -73,7 +73,14 @@ def test_cheats_earn_next_to_nothing(tmp_path: Path) -> None:
 def test_an_interrupt_stops_every_process(tmp_path: Path) -> None:
     """Ctrl-C: status 130, and nothing that was started is left, the libp2p daemons included."""
     command = [*LOCALNET, "--run", str(TINY), "--folder", str(tmp_path / "net"), "--miners", "1", "--validators", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs in background
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("net/*/events.jsonl")):
         time.sleep(0.2)

@@ -140,8 +140,8 @@ def test_the_end_is_what_was_put_in() -> None:
     exact, lossy, sparse = Fidelity.EXACT, Fidelity.LOSSY, Fidelity.SPARSE
     assert finding(moved, exact) is finding(moved, lossy) is Finding.AGREES
     rounded = moved.astype(np.float16).astype(np.float32)
-    assert (finding(rounded, exact), finding(rounded, lossy)) == (Finding.NOT_ITS_WORK, Finding.AGREES)
-    assert finding(other, lossy) is finding(-moved, lossy) is Finding.NOT_ITS_WORK
+    assert (finding(rounded, exact), finding(rounded, lossy)) == (Finding.NOT_ITS_STEPS, Finding.AGREES)
+    assert finding(other, lossy) is finding(-moved, lossy) is Finding.NOT_ITS_STEPS
     assert finding(10 * moved, lossy) is finding(10 * moved, sparse) is Finding.INFLATED
     assert finding(0.1 * moved, sparse) is None
 

@@ -296,8 +296,8 @@ CHEATS: dict[str, tuple[EngineFactory, int, set[Finding]]] = {
     "other data": (OtherData, 1, WORK),
     "no training": (NoTraining, 1, WORK),
     "stale": (Stale, 2, {Finding.OTHER_BASE}),
-    "scaled": (Scaled, 1, {Finding.NOT_ITS_WORK}),
-    "scaled in secret": (ScaledInSecret, 1, {Finding.NOT_ITS_WORK}),
+    "scaled": (Scaled, 1, {Finding.NOT_ITS_STEPS}),
+    "scaled in secret": (ScaledInSecret, 1, {Finding.NOT_ITS_STEPS}),
     "invented moments": (InventedMoments, 2, {Finding.OTHER_INNER_STATE}),
     "uncommitted": (Uncommitted, 1, {Finding.NOT_COMMITTED}),
 }
