@@ -71,7 +71,11 @@ def entry(hotkey: str, loss: float, block: int = 1, words: int | None = None) ->
 
 
 def contest(folder: Path) -> ContestSpec:
-    """Five steps of two nodes on the text in `folder`; rounds of 20 blocks from block 10 on."""
+    """Five steps of two nodes on the text in `folder`; rounds of 20 blocks from block 10 on.
+
+    Seeds come from the chain, and with one in some hundreds so short a training goes astray: the confidence is so low
+    that one such seed of three decides nothing.
+    """
     return ContestSpec(
         name="tiny",
         calendar=CalendarSpec(start=10, length=20, commit=8, reveal=4, seed_delay=2),
@@ -91,7 +95,7 @@ def contest(folder: Path) -> ContestSpec:
         ),
         optimizer=InnerConfig(),
         references={"ddp": 0.002, "apart": 0.001},
-        rules=dataclasses.replace(RULES, replicates=3, quality=0.2, confidence=0.95, epsilon=0.001),
+        rules=dataclasses.replace(RULES, replicates=3, quality=0.2, confidence=0.5, epsilon=0.001),
         reveals=RevealSpec(place=str(folder / "reveals"), largest=20_000),
         weights=PaymentSpec(interval=50),
     )
