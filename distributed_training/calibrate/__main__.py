@@ -78,14 +78,18 @@ class CalibrateConfig:
 
 @dataclass(frozen=True)
 class Result:
-    """The tails of each honest variation, what each cheat reached, and the limits that follow."""
+    """The tails of each honest variation, what each cheat reached, and the limits that follow.
+
+    `second_looks`: the share of honest comparisons of a contribution with one record that do not find it.
+    """
 
     loss: dict[str, Tail]
     gradient: dict[str, Tail]
-    alignment: Tail
+    whole: Tail
     inflation: Tail
     measured: Measurements
     limits: Limits
+    second_looks: float
 
 
 def concluded(measured: Measurements, margin: float, contribution_margin: float) -> Result:
@@ -93,16 +97,20 @@ def concluded(measured: Measurements, margin: float, contribution_margin: float)
     loss = {name: upper([pair[0] for pair in pairs]) for name, pairs in measured.honest.items()}
     gradient = {name: upper([pair[1] for pair in pairs]) for name, pairs in measured.honest.items()}
     honest = measured.contributions["honest"]
-    alignment, inflation = lower([pair[0] for pair in honest]), upper([pair[1] for pair in honest])
+    alignment, inflation = [pair[0] for pair in honest], upper([pair[1] for pair in honest])
+    whole = lower(measured.whole)
     found = limits(
         loss.values(),
         gradient.values(),
-        [alignment],
+        alignment,
+        whole,
         [inflation],
+        least=statistics.median(measured.least),
         margin=margin,
         contribution_margin=contribution_margin,
     )
-    return Result(loss, gradient, alignment, inflation, measured, found)
+    second = sum(each < found.alignment for each in alignment) / len(alignment)
+    return Result(loss, gradient, whole, inflation, measured, found, second)
 
 
 def calibrate(spec: RunSpec, loader: Loader, config: CalibrateConfig, progress: Progress) -> Result:
@@ -152,7 +160,9 @@ def recorded(spec: RunSpec, config: CalibrateConfig, result: Result) -> dict[str
             for name in result.loss
         },
         "contributions": {
-            "alignment": dataclasses.asdict(result.alignment),
+            "alignment": _quantiles(result.measured.contributions["honest"]),
+            "second_looks": result.second_looks,
+            "whole": dataclasses.asdict(result.whole),
             "inflation": dataclasses.asdict(result.inflation),
         },
         "cheats": reached(result.measured.cheats),
@@ -236,6 +246,9 @@ def _contributions_table(result: Result) -> Table:
         seen = _quantiles(pairs)
         numbers = [seen[which][i] for i in (0, 1) for which in ("smallest", "median", "largest")]
         table.add_row(name, str(len(pairs)), *(f"{number:.2f}" for number in numbers))
+    whole = result.whole
+    table.add_row("honest, all records at once", str(whole.count), f"{whole.extreme:.2f}", f"{whole.median:.2f}")
+    table.caption = f"{result.second_looks:.1%} of honest comparisons with one record call for more recomputations"
     return table
 
 

@@ -5,6 +5,7 @@ What is measured of contributions went through the run's own codec and error fee
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.engine import Contribution, Engine
 from distributed_training.model.layout import Vector
 from distributed_training.run import RunSpec
-from distributed_training.scoring.contribution import USUAL, alignment, inflation, relative_size
+from distributed_training.scoring.contribution import USUAL, alignment, inflation, least_alignment, relative_size
 from distributed_training.scoring.gradient import relative_gradient_difference, relative_loss_difference
 from template.errors import StateError
 
@@ -36,12 +37,18 @@ Pair = tuple[float, float]
 
 @dataclass
 class Measurements:
-    """By the name of a way: (loss, gradient) differences of records, (alignment, inflation) of contributions."""
+    """By the name of a way: (loss, gradient) differences of records, (alignment, inflation) of contributions.
+
+    `whole`: alignments of honest contributions with all of their records together. `least`: those with one record that
+    chance does not reach.
+    """
 
     honest: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     cheats: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     contributions: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     bad_contributions: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
+    whole: list[float] = field(default_factory=list)
+    least: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,8 @@ class Trials:
         self, sent: Floats, contribution: Contribution, batches: list[MicroBatch], found: Measurements
     ) -> None:
         params, size = self._engines[0].state.params, sent.size
+        for low, high in itertools.pairwise(range(0, size + 1, size // SHARE)):
+            found.whole.append(alignment(sent[low:high], contribution.vector[low:high], 1.0, zeros=self._zeros)[0])
         start = int(self._random.integers(0, size - size // SHARE + 1))
         where = np.sort(self._random.choice(size // SHARE, min(DRAWN, size // SHARE), replace=False)) + start
         signs = self._random.integers(0, 2, size).astype(np.float32) * 2 - 1
@@ -137,6 +146,7 @@ class Trials:
             relative = relative_size(contribution.records[batch.number], contribution.records)
             if relative < USUAL:
                 continue  # an audit would conclude nothing from it
+            found.least.append(least_alignment(where.size, share))
             without: Floats = ((sent - share * gradient) / max(1 - share, share)).astype(np.float32)
             tried: Iterable[tuple[dict[str, list[Pair]], str, Floats]] = (
                 (found.contributions, "honest", sent),

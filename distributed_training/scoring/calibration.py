@@ -26,6 +26,7 @@ from template.errors import ConfigurationError, StateError
 RATE = 1e-3
 CONFIDENCE = 0.95
 LEAST_SAMPLES = 10
+SECOND_LOOKS = 0.02  # of honest comparisons with one record; each costs some more recomputations
 SMALLEST = 2.0**-24  # differences below it, zero above all, count as it: float32 shows nothing smaller
 
 _NORMAL = statistics.NormalDist()
@@ -86,27 +87,35 @@ class Limits:
 def limits(
     loss: Iterable[Tail],
     gradient: Iterable[Tail],
-    alignment: Iterable[Tail],
+    alignment: Iterable[float],
+    whole: Tail,
     inflation: Iterable[Tail],
     *,
+    least: float,
     margin: float,
     contribution_margin: float,
 ) -> Limits:
     """The worst variation of each, and the margins; to two digits, rounded to the lenient side.
 
+    `least`: the alignment that chance cannot reach (contribution.decisive).
+
+    Contributions are judged twice: the alignment of one record is such that of honest work `SECOND_LOOKS` are not found
+    at once, and what convicts is that with all records together, `whole`, which has to keep the margin from it.
+
     Raises:
         StateError: honest contributions can hardly be told from garbage: nothing would be left of the alignment.
     """
-    aligned = min(tail.limit for tail in alignment) / contribution_margin
-    if aligned < 0.01:
+    sure = whole.limit / contribution_margin
+    aligned = min(sure, max(least, statistics.quantiles(alignment, n=round(1 / SECOND_LOOKS))[0]))
+    if aligned < least:
         raise StateError(
-            "the contributions of honest work do not stand out from chance: measure more micro-batches a miner, or "
-            "with a codec that loses less"
+            f"the contributions of honest work do not stand out from chance: with all of their records they agree by "
+            f"{sure:.2g}, and chance reaches {least:.2g}; take a codec that loses less"
         )
     return Limits(
         loss_tolerance=_rounded(max(tail.limit for tail in loss) * margin, up=True),
         gradient_tolerance=_rounded(max(tail.limit for tail in gradient) * margin, up=True),
-        alignment=min(0.5, _rounded(aligned, up=False)),
+        alignment=min(0.5, max(_rounded(aligned, up=False), _rounded(least, up=True))),
         inflation=max(2.0, _rounded(max(tail.limit for tail in inflation) * contribution_margin, up=True)),
     )
 

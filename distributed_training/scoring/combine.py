@@ -69,19 +69,6 @@ class Evidence:
     unobserved: str = ""
     unshown: str = ""
 
-    @property
-    def certain(self) -> tuple[AuditResult, ...]:
-        """The audits without those that one miner in some hundred fails by chance (contribution.py, question 3)."""
-        return tuple(audit for audit in self.audits if audit.finding is not Finding.NOT_ITS_WORK)
-
-    @property
-    def unproved(self) -> str:
-        """Why its steps of this epoch do not count; empty if they do."""
-        if self.unshown:
-            return self.unshown
-        held = [audit.finding is Finding.AGREES for audit in self.audits if audit.alignment is not None]
-        return str(Finding.NOT_ITS_WORK) if 2 * held.count(False) > len(held) else ""
-
 
 class Outcome(StrEnum):
     """What happened to a miner's moving average in one epoch."""
@@ -96,8 +83,7 @@ class Outcome(StrEnum):
 
 # Epochs in which what a contributor keeps to itself a second time is no broken line any more: it hides what it sent, or
 # helps a reducer to hide what that made of it. An honest miner whose line breaks at that moment once in a thousand
-# epochs is taken for one once in fifty thousand. The same holds for contributions that do not seem to hold the work:
-# the gradient of a page may point against all others.
+# epochs is taken for one once in fifty thousand.
 AGAIN = 20
 CAPPED = frozenset((Outcome.LEFT_OUT, Outcome.UNAUDITED))
 
@@ -115,8 +101,8 @@ class Source(StrEnum):
 class Entry:
     """What is remembered of one miner. `unpaid_through` is the last epoch of its penalty, None without one.
 
-    `held`: scores that are not paid for yet, oldest first. `unproved`: the last epoch whose steps did not count for
-    what was kept to itself, or did not seem to hold the work.
+    `held`: scores that are not paid for yet, oldest first. `unshown`: the last epoch in which it kept its part to
+    itself.
     """
 
     uid: int
@@ -125,7 +111,7 @@ class Entry:
     bandwidth: float | None = None
     unpaid_through: int | None = None
     held: tuple[float, ...] = ()
-    unproved: int | None = None
+    unshown: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,12 +232,12 @@ def weights(book: ScoreBook) -> dict[int, float] | None:
 
 def combine(evidence: Evidence, last_bandwidth: float | None, rules: Rules) -> Score:
     """The score of one miner from what was seen of it alone: nothing that another miner does can change it."""
-    gradient = gradient_score(evidence.certain, rules.audit.threshold)
+    gradient = gradient_score(evidence.audits, rules.audit.threshold)
     bandwidth, bandwidth_source = _bandwidth(evidence, last_bandwidth, rules)
     participation = participation_score(evidence.standings)
     found = Score(
         gradient=gradient,
-        samples=0 if evidence.unproved else evidence.steps.samples,
+        samples=0 if evidence.unshown else evidence.steps.samples,
         bandwidth=bandwidth,
         bandwidth_source=bandwidth_source,
         participation=participation,
@@ -295,8 +281,8 @@ def score_miner(before: Entry, evidence: Evidence, epoch: int, rules: Rules) -> 
     elif outcome in CAPPED:
         ema = min(before.ema, _averaged(before.ema, _claimed(score, rules), rules.scoring.ema))
     after = dataclasses.replace(before, ema=ema, bandwidth=score.bandwidth, unpaid_through=unpaid_through, held=held)
-    if evidence.unproved:
-        after = dataclasses.replace(after, unproved=epoch)
+    if evidence.unshown:
+        after = dataclasses.replace(after, unshown=epoch)
     return Row(evidence=evidence, before=before, outcome=outcome, reason=reason, score=score, after=after, weight=0.0)
 
 
@@ -311,19 +297,19 @@ def _averaged(before: float, score: float, alpha: float) -> float:
 
 def _outcome(before: Entry, evidence: Evidence, score: Score, epoch: int) -> tuple[Outcome, str]:
     """A failed audit is evidence even if the rest of the epoch was not observed; so it is asked first."""
-    failed = [audit for audit in evidence.certain if not audit.passed]
+    failed = [audit for audit in evidence.audits if not audit.passed]
     if failed or score.gradient == 0:
         return Outcome.FAILED_AUDIT, "; ".join(f"{subject(audit)}: {audit.finding}" for audit in failed)
-    if evidence.unproved and before.unproved is not None and epoch - before.unproved <= AGAIN:
-        return Outcome.FAILED_AUDIT, f"{evidence.unproved}, as in epoch {before.unproved}"
+    if evidence.unshown and before.unshown is not None and epoch - before.unshown <= AGAIN:
+        return Outcome.FAILED_AUDIT, f"{evidence.unshown}, as in epoch {before.unshown}"
     if before.unpaid_through is not None and epoch <= before.unpaid_through:
         return Outcome.PENALTY, f"through epoch {before.unpaid_through}"
     if evidence.unobserved:
         return Outcome.KEPT, evidence.unobserved
     if score.participation is None and evidence.standings:
         return _not_in_any_round(evidence.standings)
-    if evidence.unproved:
-        return Outcome.SCORED, evidence.unproved
+    if evidence.unshown:
+        return Outcome.SCORED, evidence.unshown
     if score.gradient is None and evidence.steps.samples > 0 and score.participation != 0:
         return Outcome.UNAUDITED, "none of its records was audited"
     if score.score == 0:

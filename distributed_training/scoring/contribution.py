@@ -23,8 +23,8 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    smaller than the miner's others, as on a page that the model knows by heart: of that little is left in the sum. How
    large the others are, the records show. Both limits are measured on honest work (calibrate/), with the codec of the
    run. Late in training, when gradients are mostly noise, one honest record in some hundred points against all others
-   for once. So signs alone convict nobody: where most of an epoch's recomputed records are not found, the epoch does
-   not count, and the second such epoch is a failed audit (combine.py).
+   for once. So one record alone convicts nobody: where it is not found, twice as many are recomputed and looked for
+   together, again and again up to all of them, of which the contribution is made and nothing else (`judge_together`).
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
 the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in
@@ -33,6 +33,7 @@ the average, which is not what all records add up to then (`unexplained`); by wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,7 +193,12 @@ def points_along(sent: Values, gradient: Values, share: float, limit: float) -> 
 
 def decisive(coordinates: int, share: float, limit: float) -> bool:
     """Whether chance alone cannot reach the limit, with so many coordinates and that share of the samples."""
-    return coordinates * share * limit**2 >= CHANCE**2
+    return limit >= least_alignment(coordinates, share)
+
+
+def least_alignment(coordinates: int, share: float) -> float:
+    """What chance does not reach, with so many coordinates and that share of the samples."""
+    return CHANCE / math.sqrt(coordinates * share) if coordinates else math.inf
 
 
 def relative_size(record: Record, records: Sequence[Record]) -> float:
@@ -230,17 +236,28 @@ def judge_work(
     if relative < USUAL or not gradient.any():
         return None
     size = inflation(sent, gradient, relative)
-    surplus, n = alignment(sent, gradient, share, zeros=zeros)
     if size > audit.inflation:
-        finding = Finding.INFLATED
-    elif size < NOTHING * share * relative:  # of the record alone more is left
-        finding = Finding.NOT_ITS_WORK
+        return _result(uid, epoch, Finding.INFLATED, size=size)
+    found = judge_together(uid, epoch, sent, gradient, share, audit, zeros=zeros)
+    return None if found is None else dataclasses.replace(found, inflation=size)
+
+
+def judge_together(
+    uid: int, epoch: int, sent: Values, gradient: Values, share: float, audit: AuditSpec, *, zeros: bool
+) -> AuditResult | None:
+    """The third question for the mean `gradient` [n] of several recomputed records, with their `share` of the samples.
+
+    None if there are too few coordinates to say.
+    """
+    lengths = [float(np.linalg.norm(values.astype(np.float64))) for values in (sent, gradient)]
+    surplus, n = alignment(sent, gradient, share, zeros=zeros)
+    if lengths[0] < NOTHING * share * lengths[1]:  # of these records alone more is left
+        holds_it = False
     elif not decisive(n, share, audit.alignment):
         return None
     else:
         holds_it = surplus >= audit.alignment or points_along(sent, gradient, share, audit.alignment)
-        finding = Finding.AGREES if holds_it else Finding.NOT_ITS_WORK
-    return _result(uid, epoch, finding, surplus=surplus, size=size)
+    return _result(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus)
 
 
 def _result(

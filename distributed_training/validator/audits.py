@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from distributed_training.averaging.codecs.names import parse_pair
 from distributed_training.averaging.exhibits import Exhibits
 from distributed_training.averaging.outcome import RoundOutcome, RoundResult
 from distributed_training.averaging.plan import RoundPlan
@@ -27,7 +26,6 @@ from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.events import Audited, AuditNotPossible, AverageNotExplained
-from distributed_training.model.layout import Vector
 from distributed_training.peers import targets, validators_of
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
@@ -37,16 +35,15 @@ from distributed_training.scoring.contribution import (
     Put,
     Sent,
     judge_sum,
-    judge_work,
-    relative_size,
     unexplained,
 )
-from distributed_training.scoring.gradient import AuditResult, judge
+from distributed_training.scoring.gradient import AuditResult
 from distributed_training.scoring.participation import standing
 from distributed_training.scoring.replay import as_records
 from distributed_training.scoring.sampling import drawn
 from distributed_training.scoring.steps import MicroBatch, Steps, verified_samples
 from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
+from distributed_training.validator.recomputation import Recomputation, Subject
 from distributed_training.validator.reductions import Findings, Reduction, ReductionDesk, draw, likeliest
 from distributed_training.validator.replays import ReplayDesk
 from template.chain.metagraph import Metagraph
@@ -58,7 +55,6 @@ from template.transport.dendrite import Dendrite, Target
 __all__ = ["AuditDesk", "EpochSeen"]
 
 Look = Callable[[], Awaitable[tuple[tuple[AuditResult, ...], str]]]  # the audits, and what kept us from making more
-NOWHERE = np.empty(0, dtype=np.int64)
 
 
 class AuditDesk:
@@ -85,8 +81,7 @@ class AuditDesk:
         self._uid = uid
         self._spec = spec
         self._loader = loader
-        self._auditor = auditor
-        self._worker = worker
+        self._layout = auditor.layout
         self._inquiry = Inquiry(
             uid=uid,
             spec=spec,
@@ -103,9 +98,9 @@ class AuditDesk:
             telemetry=telemetry,
             rng=rng,
         )
+        self._recomputation = Recomputation(spec=spec, loader=loader, auditor=auditor, worker=worker, rng=rng)
         self._telemetry = telemetry
         self._rng = rng
-        self._zeros = parse_pair(spec.averaging.codec).makes_zeros
 
     async def examine(self, metagraph: Metagraph, seen: EpochSeen, *, late: bool = False) -> tuple[Evidence, ...]:
         """The evidence of one epoch, for a random sample of the miners.
@@ -227,20 +222,18 @@ class AuditDesk:
         sightings, sighting = _sighting(seen.outcome.sightings, uid)
         if sightings is None or sighting is None:
             return None
-        shown = coordinates(self._spec.run_id, seen.epoch, self._auditor.layout, self._spec.audit.coordinates)
+        shown = coordinates(self._spec.run_id, seen.epoch, self._layout, self._spec.audit.coordinates)
         return Sent(np.searchsorted(shown, sightings.known), sighting.known, sighting.errors)
 
     async def _recomputed(
         self, uid: int, report: Report, chosen: Sequence[Record], seen: EpochSeen
     ) -> tuple[tuple[AuditResult, ...], str]:
         """The audits that could be made, and what kept us from making the others; empty if nothing did."""
-        audits: list[AuditResult] = []
-        for record in chosen:
-            try:
-                audits += await self._audit(uid, record, report.records, seen, seen.bases[report.base_hash])
-            except (DataError, StateError) as error:  # our corpus or our own numbers: nothing that the miner did
-                return tuple(audits), str(error)
-        return tuple(audits), ""
+        if not chosen:
+            return (), ""
+        subject = Subject(uid, seen.epoch, report.records, seen.bases[report.base_hash], seen.outcome.sightings)
+        audits, trouble = await self._recomputation.look(subject, chosen)
+        return tuple(self._told(audit) for audit in audits), trouble
 
     async def _replayed(
         self,
@@ -271,33 +264,6 @@ class AuditDesk:
             for record in records
             if record.number < self._loader.micro_batches_per_epoch
         }
-
-    async def _audit(
-        self, uid: int, record: Record, records: Sequence[Record], seen: EpochSeen, base: Vector
-    ) -> list[AuditResult]:
-        """One of the miner's `records` recomputed, and the contribution with it."""
-        number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
-        batch = await asyncio.to_thread(self._loader.micro_batch, seen.epoch, uid, number)
-        sightings, sighting = _sighting(seen.outcome.sightings, uid)
-        where = NOWHERE if sightings is None else sightings.drawn
-        recomputed, gradient = await self._worker.run(
-            lambda _: self._auditor.recompute_at(seen.epoch, base, batch, where)
-        )
-        results = [judge(uid, seen.epoch, record, recomputed, batch.pages, self._spec.audit)]
-        if sighting is not None and results[0].passed:
-            share = record.samples / sum(each.samples for each in records)
-            with_it = judge_work(
-                uid,
-                seen.epoch,
-                sighting.drawn,
-                gradient,
-                share,
-                relative_size(record, records),
-                self._spec.audit,
-                zeros=self._zeros,
-            )
-            results += [] if with_it is None else [with_it]
-        return [self._told(result) for result in results]
 
     def _told(self, result: AuditResult) -> AuditResult:
         self._telemetry.emit(

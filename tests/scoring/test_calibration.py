@@ -70,10 +70,26 @@ def test_too_few_measurements_conclude_nothing() -> None:
 def test_the_worst_variation_and_the_margins_count() -> None:
     """Rounded to two digits, to the side that hurts no honest miner."""
     few, many = upper([1e-7] * 20), upper([3.14159e-7] * 20)
-    found = limits([few, many], [many], [lower([0.777] * 20)], [upper([1.5] * 20)], margin=10, contribution_margin=1.5)
+    one, whole, size = [0.777] * 20, lower([0.9] * 20), [upper([1.5] * 20)]
+    found = limits([few, many], [many], one, whole, size, least=0.05, margin=10, contribution_margin=1.5)
     assert found == Limits(loss_tolerance=3.2e-6, gradient_tolerance=3.2e-6, alignment=0.5, inflation=2.3)
+
+
+def test_the_limit_of_alignment_costs_few_second_looks_and_convicts_nobody() -> None:
+    """One record in fifty may miss it; all together keep the margin from it, and what is next to chance is refused."""
+
+    def found(one: list[float], whole: float) -> float:
+        tail = [upper([1e-6] * 20)]
+        return limits(
+            tail, tail, one, lower([whole] * 20), tail, least=0.05, margin=10, contribution_margin=1.5
+        ).alignment
+
+    ones = [number / 1000 for number in range(1000)]
+    assert found(ones, 1.0) == 0.05
+    assert found([0.2 + each for each in ones], 1.0) == pytest.approx(0.21, abs=0.011)
+    assert found([0.2 + each for each in ones], 0.21) == 0.14
     with pytest.raises(StateError, match="do not stand out"):
-        limits([few], [few], [lower([0.001] * 20)], [upper([1.5] * 20)], margin=10, contribution_margin=1.5)
+        found(ones, 0.05)
 
 
 def test_what_would_pass_is_counted_as_an_audit_does() -> None:

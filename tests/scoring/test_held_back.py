@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,22 +89,3 @@ def test_hiding_what_one_sent_costs_the_epoch_and_twice_is_a_failed_audit() -> N
     _, (soon,) = advance(book, 1 + AGAIN, MINER, [hiding], rules())
     assert soon.outcome is Outcome.FAILED_AUDIT
     assert soon.after.ema == 0
-
-
-def test_work_that_is_not_found_costs_the_epoch_and_twice_is_a_failed_audit() -> None:
-    """One record of some that points against all others says nothing; most of an epoch's do, and again soon convict."""
-    book, _ = scored([100], 0)
-    found = dataclasses.replace(audit(), number=None, alignment=1.0)
-    not_found = dataclasses.replace(audit(finding=Finding.NOT_ITS_WORK), number=None, agreement=0.0, alignment=0.0)
-    one, most = (
-        evidence(0, 100, hotkey="hot0", audits=(audit(), found, *others))
-        for others in ((not_found,), (not_found, not_found))
-    )
-    _, (row,) = advance(book, 1, MINER, [one], rules())
-    assert (row.outcome, row.score.samples, row.reason) == (Outcome.SCORED, 100, "")
-    book, (row,) = advance(book, 1, MINER, [most], rules())
-    assert (row.outcome, row.score.score, row.reason) == (Outcome.SCORED, 0.0, Finding.NOT_ITS_WORK)
-    _, (again,) = advance(book, 2, MINER, [most], rules())
-    assert (again.outcome, again.after.ema) == (Outcome.FAILED_AUDIT, 0)
-    _, (late,) = advance(book, 2 + AGAIN, MINER, [most], rules())
-    assert late.outcome is Outcome.SCORED

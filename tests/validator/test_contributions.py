@@ -29,6 +29,7 @@ from tests.engine import tiny
 from tests.roles import AUDIT, AVERAGING, EPOCH, Subnet, run_spec, subnet
 
 LARGER = dataclasses.replace(tiny.GPT2, config={**tiny.GPT2.config, "n_embd": 64})  # enough coordinates to decide
+SHOWN = dataclasses.replace(AUDIT, coordinates=64)  # of fewer none may lie in the validator's share
 Change = Callable[[Engine, Vector], Vector]
 
 
@@ -105,7 +106,7 @@ async def epochs(
     """So many epochs in which miner 1 puts in something else; the evidence of each."""
     engines = {} if change is None else {1: putting_in(change)}
     evidence = []
-    async with served(folder, miners, engines=engines, **{"model": LARGER, **changes}) as net:
+    async with served(folder, miners, engines=engines, **{"model": LARGER, "audit": SHOWN, **changes}) as net:
         desk = desk_of(net)
         for _ in range(count):
             for uid in range(1, miners + 1):
