@@ -86,17 +86,25 @@ def admitted(
     excluded: frozenset[str],
     unpaid: frozenset[str],
     min_miners: int,
+    *,
+    overdue: bool,
 ) -> tuple[View, ...]:
     """The views without those who spoiled rounds (`excluded`) and those who failed an audit (`unpaid`), by hotkey.
 
     If otherwise fewer than `min_miners` could contribute, the excluded are let in again, and then all: both punishments
-    last for a number of epochs, and without contributors no epoch would ever end.
+    last for a number of epochs, and without contributors no epoch would ever end. Who has trained nothing yet still can
+    until the epoch is `overdue`: else those who claim samples that they never trained would end each epoch before
+    anybody else has any, and nobody else would ever be in one.
     """
     for barred in (excluded | unpaid, unpaid):
         kept = tuple(view for view in views if view.peer.hotkey not in barred)
-        if sum(view.state == state and view.samples > 0 for view in kept) >= min_miners:
+        if sum(_can_contribute(view, state, overdue=overdue) for view in kept) >= min_miners:
             return kept
     return tuple(views)
+
+
+def _can_contribute(view: View, state: tuple[int, str], *, overdue: bool) -> bool:
+    return view.state == state and (view.samples > 0 or not (overdue or view.is_validator))
 
 
 NEARLY_HALF = 0.45  # of the stake

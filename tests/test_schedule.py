@@ -92,13 +92,23 @@ def test_the_barred_stay_out_unless_nobody_else_is_left() -> None:
     spoiler, cheat, honest = (frozenset({v.peer.hotkey}) for v in views[1:])
 
     def admitted(excluded: frozenset[str], unpaid: frozenset[str], min_miners: int = 1) -> list[int]:
-        return [v.uid for v in schedule.admitted(views, STATE, excluded, unpaid, min_miners)]
+        return [v.uid for v in schedule.admitted(views, STATE, excluded, unpaid, min_miners, overdue=False)]
 
     assert admitted(spoiler, cheat) == [1, 4]
     assert admitted(spoiler, cheat, min_miners=2) == [1, 2, 4]
     assert admitted(spoiler, cheat, min_miners=3) == [1, 2, 3, 4]
     assert admitted(spoiler | honest, cheat) == [1, 2, 4]
     assert admitted(frozenset(), spoiler | cheat | honest) == [1, 2, 3, 4]
+
+
+def test_who_failed_an_audit_does_not_end_epochs_before_anybody_else_has_trained() -> None:
+    """Others that are alive are waited for, until the epoch is overdue; who stands elsewhere or validates is not."""
+    cheat = frozenset({view(3).peer.hotkey})
+    claims, idle = view(3, samples=1000), view(2)
+    for others, waits in (([idle], True), ([view(2, state=(4, "b" * 64))], False), ([view(1, validator=True)], False)):
+        for overdue in (False, True):
+            admitted = schedule.admitted([*others, claims], STATE, frozenset(), cheat, 1, overdue=overdue)
+            assert (claims not in admitted) == (waits and not overdue)
 
 
 def test_the_majority_is_counted_by_validators_stake() -> None:

@@ -224,9 +224,11 @@ class Validator:
             return
         memory = self._memory.now
         excluded, unpaid = schedule.excluded(memory.exclusions, state[0]), memory.book.unpaid(state[0])
-        admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners)
+        blocks = block - self._epoch_block[1]
+        overdue = blocks >= limits.max_blocks
+        admitted = schedule.admitted(views, state, excluded, unpaid, limits.min_miners, overdue=overdue)
         tried = any(seen.epoch == state[0] for seen in self._failed_attempts)
-        if not schedule.ready(admitted, state, block - self._epoch_block[1], limits, tried=tried):
+        if not schedule.ready(admitted, state, blocks, limits, tried=tried):
             return
         made = self._attempts_made(state, block // limits.turn_blocks)
         attempts = await self._leader.lead(metagraph, state, schedule.group(admitted, state), made)

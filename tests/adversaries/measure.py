@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def measure(case: Case | None, size: Size, seed: int) -> Measured:
     judged = [row for _, row in rows if row.evidence.uid in honest and row.outcome is not Outcome.KEPT]
     wronged = sum(map(_unpaid, judged)) + sum(event.miner in honest for event in excluded)
     return Measured(
-        pay=None if case is None else _mean(story, cheats) / case.machines / usual,
+        pay=None if case is None else _relative(_mean(story, cheats) / case.machines, usual),
         caught=min(caught, default=None),
         findings=_findings(rows, cheats, excluded),
         victims=None if case is None else _victims(story, honest, len(cheats)),
@@ -92,6 +93,13 @@ def _scored(story: Story, scenario: Scenario) -> Iterable[EpochScored]:
 
 def _mean(story: Story, uids: Iterable[int]) -> float:
     return statistics.mean(story.pay(uid) for uid in uids)
+
+
+def _relative(pay: float, usual: float) -> float:
+    """Infinite where only cheats are paid."""
+    if usual:
+        return pay / usual
+    return math.inf if pay else 0.0
 
 
 def _unpaid(row: Row) -> bool:

@@ -120,7 +120,11 @@ def play(
         bar = progress.add_task("simulating", total=len(missing))
         futures = {pool.submit(_measure, *key, size): key for key in missing}
         for done in as_completed(futures):
-            kept[futures[done]] = _result(done, futures[done])
+            try:
+                kept[futures[done]] = _result(done, futures[done])
+            except RuntimeError:
+                pool.shutdown(cancel_futures=True)
+                raise
             _store(kept, size)
             progress.update(bar, advance=1, description=futures[done][0])
             progress.console.print(_told(futures[done], kept[futures[done]]), highlight=False)
