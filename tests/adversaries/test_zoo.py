@@ -10,7 +10,7 @@ import statistics
 
 import pytest
 
-from tests.adversaries.measure import Size, measure
+from tests.adversaries.measure import Size, measure, scenario_of
 from tests.adversaries.report import title
 from tests.adversaries.subnet.subnet import Scenario, Story, simulate
 from tests.adversaries.zoo import BY_NAME, CASES
@@ -49,6 +49,17 @@ def test_cheats_are_not_paid_and_the_others_are(names: tuple[str, ...]) -> None:
     assert min(each) > 0.8 * statistics.mean(each)
     for uid, name in zip(scenario.miner_uids[HONEST:], names, strict=True):
         assert story.pay(uid) <= TOLERATED * statistics.mean(honest), name
+
+
+@pytest.mark.timeout(300)
+def test_those_who_claim_at_once_what_they_never_trained_do_not_keep_the_epochs_to_themselves() -> None:
+    """A third of free-riders: once they were found out, epochs wait for those who train."""
+    case = next(case for case in CASES if title(case) == "free-rider 0.330")
+    scenario = scenario_of(case, Size(miners=16, validators=2, epochs=EPOCHS), seed=0)
+    story = simulate(scenario)
+    honest = [story.pay(uid) for uid in scenario.miner_uids if uid not in scenario.behaviours]
+    assert min(honest) > 0.5 * statistics.mean(honest) > 0
+    assert [story.pay(uid) for uid in scenario.behaviours] == [0] * len(scenario.behaviours)
 
 
 @pytest.mark.timeout(300)
