@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from distributed_training.hub.build import HubConfig, build_hub
-from distributed_training.localnet.contest import MECHANISM, Contest, leaderboard, require_ready
+from distributed_training.localnet.contest import ENTRIES, MECHANISM, Contest, leaderboard, require_ready
 from distributed_training.localnet.network import Network, open_network, remove
 from distributed_training.localnet.plot import plot
 from distributed_training.localnet.processes import Processes
@@ -94,6 +94,8 @@ class LocalnetConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigurationError("--epochs must be at least 1")
+        if self.contest is not None and self.miners - len(self.kinds) < len(ENTRIES):
+            raise ConfigurationError(f"--contest needs {len(ENTRIES)} honest miners: raise --miners")
 
     @property
     def kinds(self) -> tuple[str, ...]:

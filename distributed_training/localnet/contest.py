@@ -70,8 +70,7 @@ class Contest:
     def __post_init__(self) -> None:
         layout = self.network.layout
         self.entrants = [name for name in layout.miner_names if name not in layout.kinds][: len(ENTRIES)]
-        if len(self.entrants) < len(ENTRIES):
-            raise ConfigurationError(f"--contest needs {len(ENTRIES)} honest miners: raise --miners")
+        assert len(self.entrants) == len(ENTRIES), "the configuration sees to it that there are enough"
         for name in layout.validator_names:
             folder = self.network.folder.resolve() / name / "contest"
             self.judges[f"{name}/contest"] = Judge(name, layout.uids[name], folder)
