@@ -125,7 +125,7 @@ class Localnet:
         if config.contest is not None:
             self._contest = Contest(network, config.contest, ROOT / "runs" / "contests" / "entries")
         self._chain: ChainNow | None = None
-        self._first: ChainNow | None = None  # mechanism 1 of it
+        self._contest_chain: ChainNow | None = None  # of mechanism 1
         self._contest_told = ""
         self._started = time.monotonic()
         self._told = 0
@@ -182,17 +182,19 @@ class Localnet:
 
     async def _follow(self, contest: Contest, client: Client, processes: Processes) -> None:
         """What mechanism 1 does on the chain now; the next entry, if it is its turn."""
-        self._first = ChainNow(await read_metagraph(client, 1, MECHANISM), await read_weights(client, 1, MECHANISM))
+        self._contest_chain = ChainNow(
+            await read_metagraph(client, 1, MECHANISM), await read_weights(client, 1, MECHANISM)
+        )
         contest.listen()
         if not contest.is_handed_in:
-            graph = self._first.metagraph
+            graph = self._contest_chain.metagraph
             contest.hand_in(processes, graph, await read_commitments(client, 1, graph.block))
 
     def _is_contest_over(self) -> bool:
         """It has come to its end, or to something that went wrong; true as well if there is none."""
-        if self._contest is None or self._first is None:
+        if self._contest is None or self._contest_chain is None:
             return True
-        return bool(self._contest.problems) or self._contest.is_settled(self._first)
+        return bool(self._contest.problems) or self._contest.is_settled(self._contest_chain)
 
     def _is_settled(self, last: int) -> bool:
         """The last epoch is scored and published, every honest miner has weights, and Yuma has paid it."""
@@ -231,9 +233,9 @@ class Localnet:
         )
         honest = {uid for name, uid in layout.uids.items() if name in layout.miner_names and name not in layout.kinds}
         problems = missing(summary, validators=layout.validators, honest=honest)
-        if self._contest is not None and self._first is not None:
-            problems += self._contest.missing(self._first)
-            summary["contest"] = self._contest.summary(self._first)
+        if self._contest is not None and self._contest_chain is not None:
+            problems += self._contest.missing(self._contest_chain)
+            summary["contest"] = self._contest.summary(self._contest_chain)
         summary["faults"] = [*summary["faults"], *problems]
         names = {uid: layout.kinds.get(name, name) for name, uid in layout.uids.items() if name in layout.miner_names}
         plot(self._story, names, folder / "localnet.png")
