@@ -150,7 +150,9 @@ def test_a_contest_beside_the_training(tmp_path: Path) -> None:
     done, summary = localnet(folder, *flags, "--epochs", "2", seconds=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (summary["first_epoch"], summary["contest"]["champion"]) == (4, 4)
-    assert len(list((judge / "records").glob("*.json"))) == 15
+    assert (
+        len(list((judge / "records").glob("*.json"))) == 18
+    )  # references and entries, three seeds each: none was run again
 
 
 def champion(judge: Path) -> str:

@@ -10,5 +10,5 @@ from distributed_training.strategies.muon import Muon
 
 def strategy(optimizer: OptimizerSpec) -> Strategy:
     """FedAvg over Muon."""
-    careful = dataclasses.replace(optimizer, learning_rate=0.004, minimum_learning_rate=0.0004)
+    careful = dataclasses.replace(optimizer, learning_rate=0.006, minimum_learning_rate=0.0006)
     return FedAvg(inner=Muon(careful), period=8)
