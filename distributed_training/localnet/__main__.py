@@ -171,8 +171,9 @@ class Localnet:
             yield
             now = time.monotonic()
             if self._story.epochs >= last:
-                settled = settled or now + SETTLE_SECONDS + (CONTEST_SECONDS if self._contest else 0.0)
-                if (self._is_settled(last) and self._is_contest_over()) or now > settled:
+                settled = settled or now + SETTLE_SECONDS
+                is_judged = self._is_contest_over() or now > settled + CONTEST_SECONDS
+                if is_judged and (self._is_settled(last) or now > settled):
                     return
             elif now > deadline:
                 problems.append(

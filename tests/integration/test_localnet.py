@@ -126,9 +126,9 @@ def test_a_contest_beside_the_training(tmp_path: Path) -> None:
     call goes on with the same champion."""
     folder = tmp_path / "net"
     flags = ["--miners", "3", "--validators", "2", "--contest", "runs/contests/localnet.toml"]
-    done, summary = localnet(folder, *flags, "--epochs", "4", seconds=550)
+    done, summary = localnet(folder, *flags, "--epochs", "20", seconds=550)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (summary["rounds_completed"], summary["faults"]) == (4, [])
+    assert (summary["rounds_completed"], summary["faults"]) == (20, [])
     assert all(paid > 0 for paid in summary["incentive"].values())
     found = summary["contest"]
     standings = {row["entry"]: (row["uid"], row["status"]) for row in found["standings"]}
@@ -149,7 +149,7 @@ def test_a_contest_beside_the_training(tmp_path: Path) -> None:
 
     done, summary = localnet(folder, *flags, "--epochs", "2", seconds=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (summary["first_epoch"], summary["contest"]["champion"]) == (4, 4)
+    assert (summary["first_epoch"], summary["contest"]["champion"]) == (20, 4)
     assert (
         len(list((judge / "records").glob("*.json"))) == 18
     )  # references and entries, three seeds each: none was run again
