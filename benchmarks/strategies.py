@@ -41,6 +41,7 @@ from distributed_training.strategies.catalogue import Value, build, entry_named
 from template.errors import RecordMismatch, StrategyError
 
 ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "benchmarks" / "results" / "strategies"  # the records of the table in docs/strategies.md
 NODES, STEPS, SEEDS, TRIED = 4, 400, (1, 2, 3), 1001
 CONFIDENCE = 0.95
 FLOPS = 2.5e10  # what a core of the machine that this was written on computes
@@ -279,7 +280,8 @@ NOTES = (
     "bytes are counted). The loss is that of the mean of all nodes' parameters. DDP's loss is that of the same seed at "
     "the end; - means that a strategy had not reached it with every seed after these steps. Intervals are of so few "
     "seeds that strategies whose intervals touch are not told apart; `arena compare` pairs them by seed. The sizes "
-    "`small` and `base` need a GPU and were not run.",
+    "`small` and `base` need a GPU and were not run. The records are in `benchmarks/results/strategies`, for `arena "
+    "leaderboard`, `compare` and `verify`.",
     "",
     "![loss against bytes and time](strategies.png)",
     "",
@@ -298,15 +300,20 @@ SWEEP_HEAD = (
 )
 
 
-def make_table(given: argparse.Namespace, console: Console) -> None:
-    paths = [path_of(case, seed, given.records) for case in CASES for seed in SEEDS]
-    for case in CASES:
-        for seed in SEEDS:
-            read(path_of(case, seed, given.records), case, seed)
-    made = rows(entries(read_trials(paths)), CONFIDENCE)
+def made_rows(folder: Path) -> tuple[list[Row], Mapping[str, object]]:
+    """The table's rows, best first, and the machine that its first record was made on.
+
+    Raises:
+        RecordMismatch: a record is missing, or of something else.
+    """
+    checked = [read(path_of(case, seed, folder), case, seed) for case in CASES for seed in SEEDS]
+    made = rows(entries(read_trials(path_of(case, seed, folder) for case in CASES for seed in SEEDS)), CONFIDENCE)
     rates = {case.strategy: case.learning_rate for case in CASES}
-    made = [dataclasses.replace(row, name=f"{row.name}, {rates[row.name]:g}") for row in made]
-    machine = json.loads(paths[0].read_text())["machine"]
+    return [dataclasses.replace(row, name=f"{row.name}, {rates[row.name]:g}") for row in made], checked[0]["machine"]
+
+
+def make_table(given: argparse.Namespace, console: Console) -> None:
+    made, machine = made_rows(given.records)
     text = "# Strategies compared\n\n" + report(made, given.records, machine)
     replace_file(given.output, text.encode())
     plot(made, given.output.with_suffix(".png"))
