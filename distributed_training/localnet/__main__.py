@@ -41,6 +41,7 @@ START_SECONDS = 120.0
 EPOCH_SECONDS = 60.0  # of patience, for each epoch
 SETTLE_SECONDS = 120.0
 CONTEST_SECONDS = 1500.0  # more of patience with a contest
+WIDE = 160  # columns of a table that goes into a file
 KINDS = (  # tests/adversaries
     "free-rider",
     "lazy",
@@ -252,7 +253,8 @@ class Localnet:
 
     def _show_contest(self, found: Mapping[str, Any]) -> None:
         self._console.print(contest_table(found))
-        self._console.print(leaderboard(found, ROOT), markup=False, highlight=False, soft_wrap=True)
+        columns = self._console.width if self._console.is_terminal else WIDE
+        self._console.print(leaderboard(found, ROOT, columns), markup=False, highlight=False, soft_wrap=True)
 
 
 async def _last_published(config: HubConfig, token: Secret | None) -> int:

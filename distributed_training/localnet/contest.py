@@ -171,8 +171,11 @@ class Contest:
     def _row(self, standing: Mapping[str, Any], chain: ChainNow) -> dict[str, Any]:
         uid = chain.metagraph.uid_of(standing["hotkey"])
         names = {self._uid(number): entry for number, entry in enumerate(ENTRIES)}
-        shown = {key: standing[key] for key in ("hotkey", "source", "status", "reason", "metric")}
-        return {"uid": uid, "entry": None if uid is None else names.get(uid), **shown}
+        shown = {key: standing[key] for key in ("hotkey", "source", "status", "metric")}
+        reason = standing["reason"]
+        for name, number in self.network.layout.uids.items():
+            reason = reason.replace(chain.metagraph.hotkeys[number], name)
+        return {"uid": uid, "entry": None if uid is None else names.get(uid), "reason": reason, **shown}
 
     def _uid(self, number: int) -> int:
         return self.network.layout.uids[self.entrants[number]]
@@ -237,14 +240,14 @@ def require_ready(spec: Path, root: Path) -> str:
     return done.stdout.strip()
 
 
-def leaderboard(summary: Mapping[str, Any], root: Path) -> str:
+def leaderboard(summary: Mapping[str, Any], root: Path, columns: int) -> str:
     """The arena's table of all trials of the first validator, references among them; empty if there are none."""
     if summary["budget"] is None:
         return ""
     done = subprocess.run(
         [*ARENA, "leaderboard", summary["records"], "--budget", str(summary["budget"])],
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": str(columns)},
         capture_output=True,
         text=True,
         timeout=SHOW_SECONDS,

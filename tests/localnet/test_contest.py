@@ -21,7 +21,7 @@ from tests.integration.subnet import ROOT, TINY
 from tests.localnet.test_story import chain
 
 SPEC = ROOT / "runs" / "contests" / "localnet.toml"
-HOTKEYS = tuple("oabcdefg")  # owner, two validators, then the miners
+HOTKEYS = tuple(f"5{letter}" for letter in "oabcdefg")  # owner, two validators, then the miners
 
 
 class Started(Processes):
@@ -62,7 +62,7 @@ def decide(made: Contest, name: str, champion: str | None) -> None:
     """A judge is done with round 0, and pays."""
     path = made.judges[name].folder / "rounds" / "0.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    standing = {"hotkey": "d", "source": "50", "status": "champion", "reason": "gain [3 %]", "metric": 2.5}
+    standing = {"hotkey": "5d", "source": "f0", "status": "champion", "reason": "gain over 5c [3 %]", "metric": 2.5}
     result = {
         "contest": "localnet-1",
         "round": {"number": 0},
@@ -84,13 +84,13 @@ def test_entries_are_handed_in_one_after_the_other(tmp_path: Path) -> None:
     made.start(processes)
     assert [command.name for command in processes.commands] == list(JUDGES)
     graph = now({}).metagraph
-    early = {"c": Commitment(49, b"of an earlier localnet")}
-    for committed in ({}, {}, early, early | {"c": Commitment(50, b"")}, {}):
+    early = {"5c": Commitment(49, b"of an earlier localnet")}
+    for committed in ({}, {}, early, early | {"5c": Commitment(50, b"")}, {}):
         made.hand_in(processes, graph, committed)
     started = processes.commands[2:]
     assert [command.name for command in started] == ["miner-1/contest", "miner-2/contest"]
     assert [Path(command.arguments[4]).stem for command in started] == ["good", "better"]
-    made.hand_in(processes, graph, {"d": Commitment(51, b"")})
+    made.hand_in(processes, graph, {"5d": Commitment(51, b"")})
     assert made.is_handed_in
     assert made.ends_well("miner-1/contest", 0)
     assert not made.ends_well("miner-1/contest", 2)
@@ -103,7 +103,7 @@ def test_it_is_over_when_all_weights_are_the_champion_s(tmp_path: Path) -> None:
     for name in JUDGES:
         assert not made.is_settled(now({1: {4: 1.0}, 2: {4: 1.0}}))
         tell(made, name, kind="ContestWeightsSet", outcome="set", champion=None)  # burned, before the round is decided
-        decide(made, name, "d")
+        decide(made, name, "5d")
     assert not made.is_settled(now({1: {4: 1.0}}))
     paid = now({1: {4: 1.0}, 2: {4: 1.0}})
     assert made.is_settled(paid)
@@ -114,7 +114,7 @@ def test_it_is_over_when_all_weights_are_the_champion_s(tmp_path: Path) -> None:
     console.print(contest_table(found))
     text = console.export_text()
     assert "champion is uid 4" in text
-    assert "gain [3 %]" in text
+    assert "gain over miner-1 [3 %]" in text  # by the neuron's name
 
 
 def test_what_went_wrong_is_named(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_what_went_wrong_is_named(tmp_path: Path) -> None:
     tell(made, JUDGES[0], kind="ContestPostponed", reason="no sandbox works here")
     assert any("validator-1 has not" in p and "no sandbox works here" in p for p in made.missing(now({})))
     for name in JUDGES:
-        decide(made, name, "d")
+        decide(made, name, "5d")
     assert "weights of mechanism 1" in made.missing(now({1: {4: 1.0}, 2: {5: 1.0}}))[0]
-    decide(made, JUDGES[1], "e")
+    decide(made, JUDGES[1], "5e")
     assert "2 different champions" in made.missing(now({}))[0]
     tell(made, JUDGES[0], kind="ContestVoid", round=1, reason="too slow")
     assert "round 1 of the contest is void: too slow" in made.missing(now({}))[0]
@@ -135,7 +135,7 @@ def test_a_localnet_that_goes_on_keeps_its_champion(tmp_path: Path) -> None:
     """Nothing is handed in again, and the judges need not decide again."""
     first = contest(tmp_path)
     for name in JUDGES:
-        decide(first, name, "d")
+        decide(first, name, "5d")
     for miner, entry in zip(("miner-1", "miner-2", "miner-3"), ENTRIES, strict=True):
         path = tmp_path / "net" / miner / "contest" / f"{entry}.sealed"
         path.parent.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_a_localnet_that_goes_on_keeps_its_champion(tmp_path: Path) -> None:
     assert again.is_handed_in
     assert not again.is_settled(paid)
     for name in JUDGES:
-        tell(again, name, kind="ContestWeightsSet", outcome="set", champion="d")
+        tell(again, name, kind="ContestWeightsSet", outcome="set", champion="5d")
     assert again.is_settled(paid)
 
 
