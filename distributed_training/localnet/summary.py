@@ -88,17 +88,18 @@ def table(summary: dict[str, Any]) -> Table:
 
 def contest_table(found: Mapping[str, Any]) -> Table:
     """Mechanism 1, a row an entry: what became of it, and its weights."""
-    title = "Mechanism 1: not decided"
+    title, metric = "Mechanism 1: not decided", "loss in budget"
     if found["contest"] is not None:
         champion = "nobody" if found["champion"] is None else f"uid {found['champion']}"
         title = f"Mechanism 1, contest {found['contest']}, round {found['round']}: champion is {champion}"
+        metric = f"loss in {found['budget']:g} s"
     shown = Table(title=title, header_style="bold")
-    for name in ("uid", "entry", "status", f"loss in {found['budget']} s", "weight by validator", "incentive", "why"):
+    for name in ("uid", "entry", "status", metric, "weight by validator", "incentive", "why"):
         shown.add_column(name, justify="left" if name in ("entry", "status", "why") else "right")
     for row in found["standings"]:
         uid = str(row["uid"])
         weights = ", ".join(f"{given.get(uid, 0.0):.3f}" for given in found["weights"].values())
-        metric = "-" if row["metric"] is None else f"{row['metric']:.4f}"
+        loss = "-" if row["metric"] is None else f"{row['metric']:.4f}"
         paid = f"{found['incentive'].get(uid, 0.0):.4f}"
-        shown.add_row(uid, row["entry"] or "-", row["status"], metric, weights, paid, Text(row["reason"]))
+        shown.add_row(uid, row["entry"] or "-", row["status"], loss, weights, paid, Text(row["reason"]))
     return shown
