@@ -1,13 +1,15 @@
 """All strategies on the CPU nano: held-out loss, bytes, and simulated time to DDP's loss. Writes docs/strategies.md.
 
+    python -m benchmarks.strategies all                                  the three below, 40 minutes of one core
     python -m benchmarks.strategies run [--part 0/2] [--seconds 500]     trains what has no record yet
-    python -m benchmarks.strategies table                               writes docs/strategies.md and .png
-    python -m benchmarks.strategies sweep FAMILY [...]                   what was tried before, seed 1001
+    python -m benchmarks.strategies sweep [FAMILY ...]                   what was tried before, seed 1001
+    python -m benchmarks.strategies table                                writes docs/strategies.md and .png
 
 Four nodes, 400 steps of 8 samples of 64 bytes, the standard library's sources. Every case is trained on three seeds; a
 record is a file in `--records` and is not made twice, so that the command may be stopped and given again, or given
-twice at the same time with other parts. Learning rates, and the few hyper-parameters that differ from the catalogue's,
-were chosen on another seed than the table's: `SWEEPS` is what was tried.
+twice at the same time with other parts. A record of anything else than the case that its name says is refused. Learning
+rates, and the few hyper-parameters that differ from the catalogue's, were chosen on another seed than the table's:
+`SWEEPS` is what was tried.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,10 +36,12 @@ from distributed_training.arena.pareto import plot
 from distributed_training.arena.record import Subject, record
 from distributed_training.arena.simulator import Plan, simulate
 from distributed_training.arena.sizes import SIZES
+from distributed_training.arena.trial import read_record
 from distributed_training.strategies.catalogue import Value, build, entry_named
-from template.errors import StrategyError
+from template.errors import RecordMismatch, StrategyError
 
 ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "benchmarks" / "results" / "strategies"  # the records of the table in docs/strategies.md
 NODES, STEPS, SEEDS, TRIED = 4, 400, (1, 2, 3), 1001
 CONFIDENCE = 0.95
 FLOPS = 2.5e10  # what a core of the machine that this was written on computes
@@ -155,13 +160,17 @@ SWEEPS: Mapping[str, Sequence[Case]] = {
 }
 
 
-def train(case: Case, seed: int, corpus: Corpus) -> dict[str, object]:
-    """The record of a case."""
-    plan = Plan(size=SIZES["nano"], nodes=NODES, steps=STEPS, seed=seed, evaluate_every=25, evaluation_samples=256)
+def plan_of(seed: int) -> Plan:
+    """The same for all cases."""
+    return Plan(size=SIZES["nano"], nodes=NODES, steps=STEPS, seed=seed, evaluate_every=25, evaluation_samples=256)
+
+
+def subject_of(case: Case) -> Subject:
+    """The strategy with all its settings."""
     optimizer = InnerConfig(learning_rate=case.learning_rate).spec(STEPS)
     strategy = build(case.strategy, optimizer, case.options)
     names = entry_named(case.strategy).hyperparameters()
-    subject = Subject(
+    return Subject(
         strategy=case.strategy,
         hyperparameters={name: getattr(strategy, name) for name in names},
         optimizer=optimizer,
@@ -170,7 +179,26 @@ def train(case: Case, seed: int, corpus: Corpus) -> dict[str, object]:
         flops=FLOPS,
         links=links_of(BANDWIDTHS, LATENCY),
     )
+
+
+def train(case: Case, seed: int, corpus: Corpus) -> dict[str, object]:
+    """The record of a case."""
+    plan, subject = plan_of(seed), subject_of(case)
+    strategy = build(case.strategy, subject.optimizer, case.options)
     return record(subject, plan, corpus, simulate(strategy, plan, corpus, CPU), CPU)
+
+
+def read(path: Path, case: Case, seed: int) -> dict[str, Any]:
+    """A record that is there.
+
+    Raises:
+        RecordMismatch: it is damaged, or of something else than this case and seed.
+    """
+    found = read_record(path)
+    wanted = {"plan": dataclasses.asdict(plan_of(seed)), "subject": dataclasses.asdict(subject_of(case))}
+    if any(found[name] != json.loads(json.dumps(value)) for name, value in wanted.items()):
+        raise RecordMismatch(f"{path} is not of {case.tried}, seed {seed}: move it away to run it again")
+    return found
 
 
 def path_of(case: Case, seed: int, folder: Path) -> Path:
@@ -179,11 +207,13 @@ def path_of(case: Case, seed: int, folder: Path) -> Path:
 
 
 def pending(cases: Sequence[Case], seeds: Sequence[int], folder: Path) -> Iterator[tuple[Case, int, Path]]:
-    """What has no record yet, seed by seed, so that an early stop leaves whole columns."""
+    """What has no record yet, seed by seed, so that an early stop leaves whole columns; raises as `read`."""
     for seed in seeds:
         for case in cases:
             path = path_of(case, seed, folder)
-            if not path.exists():
+            if path.exists():
+                read(path, case, seed)
+            else:
                 yield case, seed, path
 
 
@@ -216,7 +246,7 @@ def swept(folder: Path) -> list[str]:
         for case in cases:
             path = path_of(case, TRIED, folder)
             if path.exists():
-                found.append((json.loads(path.read_text())["loss"], case))
+                found.append((read(path, case, TRIED)["loss"], case))
         found.sort(key=lambda pair: pair[0])
         texts = [f"{case.tried.removeprefix(family).strip()}: {loss:.3f}" for loss, case in found]
         lines.append(f"| {family} | {'; '.join(texts)} |")
@@ -231,7 +261,7 @@ def report(found: Sequence[Row], folder: Path, machine: Mapping[str, object]) ->
     lines = [
         __doc__.partition("\n")[0].replace("Writes docs/strategies.md.", "").strip(),
         "",
-        f"`python -m benchmarks.strategies run && python -m benchmarks.strategies table`: {NODES} nodes, {STEPS} steps "
+        f"`python -m benchmarks.strategies all`: {NODES} nodes, {STEPS} steps "
         f"of 8 samples of 64 bytes a node, seeds {', '.join(map(str, SEEDS))}, mean and {CONFIDENCE:.0%} interval.",
     ]
     lines += ["", "| " + " | ".join(head) + " |", "|---|" + "---|" * (len(head) - 1)]
@@ -250,7 +280,8 @@ NOTES = (
     "bytes are counted). The loss is that of the mean of all nodes' parameters. DDP's loss is that of the same seed at "
     "the end; - means that a strategy had not reached it with every seed after these steps. Intervals are of so few "
     "seeds that strategies whose intervals touch are not told apart; `arena compare` pairs them by seed. The sizes "
-    "`small` and `base` need a GPU and were not run.",
+    "`small` and `base` need a GPU and were not run. The records are in `benchmarks/results/strategies`, for `arena "
+    "leaderboard`, `compare` and `verify`.",
     "",
     "![loss against bytes and time](strategies.png)",
     "",
@@ -269,12 +300,20 @@ SWEEP_HEAD = (
 )
 
 
-def make_table(given: argparse.Namespace, console: Console) -> None:
-    paths = [path_of(case, seed, given.records) for case in CASES for seed in SEEDS]
-    made = rows(entries(read_trials(paths)), CONFIDENCE)
+def made_rows(folder: Path) -> tuple[list[Row], Mapping[str, object]]:
+    """The table's rows, best first, and the machine that its first record was made on.
+
+    Raises:
+        RecordMismatch: a record is missing, or of something else.
+    """
+    checked = [read(path_of(case, seed, folder), case, seed) for case in CASES for seed in SEEDS]
+    made = rows(entries(read_trials(path_of(case, seed, folder) for case in CASES for seed in SEEDS)), CONFIDENCE)
     rates = {case.strategy: case.learning_rate for case in CASES}
-    made = [dataclasses.replace(row, name=f"{row.name}, {rates[row.name]:g}") for row in made]
-    machine = json.loads(paths[0].read_text())["machine"]
+    return [dataclasses.replace(row, name=f"{row.name}, {rates[row.name]:g}") for row in made], checked[0]["machine"]
+
+
+def make_table(given: argparse.Namespace, console: Console) -> None:
+    made, machine = made_rows(given.records)
     text = "# Strategies compared\n\n" + report(made, given.records, machine)
     replace_file(given.output, text.encode())
     plot(made, given.output.with_suffix(".png"))
@@ -283,20 +322,20 @@ def make_table(given: argparse.Namespace, console: Console) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "sweep", "table"])
+    parser.add_argument("what", choices=["all", "run", "sweep", "table"])
     parser.add_argument("families", nargs="*", help="of the sweep; default: all")
     parser.add_argument("--records", type=Path, default=ROOT / ".strategies")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "strategies.md")
     parser.add_argument("--part", default="0/1", help="which part of how many")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing after so many")
     given, console = parser.parse_args(), Console()
-    if given.what == "table":
+    before = [case for family in given.families or SWEEPS for case in SWEEPS[family]]
+    for what, cases, seeds in (("run", CASES, SEEDS), ("sweep", before, (TRIED,))):
+        if given.what in (what, "all") and not work(cases, seeds, given, console):
+            return 9
+    if given.what in ("table", "all"):
         make_table(given, console)
-        return 0
-    if given.what == "run":
-        return 0 if work(CASES, SEEDS, given, console) else 9
-    cases = [case for family in given.families or SWEEPS for case in SWEEPS[family]]
-    return 0 if work(cases, (TRIED,), given, console) else 9
+    return 0
 
 
 if __name__ == "__main__":

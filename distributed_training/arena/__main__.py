@@ -28,9 +28,11 @@ from rich.table import Table
 from distributed_training.arena.contest.command import (
     ChainConfig,
     ContestConfig,
+    ReadyConfig,
     RevealConfig,
     SubmitConfig,
     judge,
+    ready,
     reveal,
     submit,
 )
@@ -70,6 +72,7 @@ USAGE = """usage: python -m distributed_training.arena COMMAND [...]
   verify RECORD                  run a record again: the same to the bit?
   submit FILE --contest SPEC     commit to a strategy of yours (miners)
   reveal FILE.sealed             reveal it once the round has closed (miners)
+  ready --contest SPEC           can this machine judge it: text and sandbox (validators)
   contest --contest SPEC         judge the rounds and set the weights of mechanism 1 (validators)
 """
 READABLE = "a submission can read the standard library, which is the corpus here; to compare strangers' give --text"
@@ -301,6 +304,7 @@ COMMANDS: Mapping[str, tuple[Mapping[str, type], Callable[[Given], None]]] = {
         {"": RevealConfig, "subtensor": ChainConfig},
         lambda given: asyncio.run(reveal(given[""], given["subtensor"], Console())),
     ),
+    "ready": ({"": ReadyConfig}, lambda given: ready(given[""], Console())),
     "contest": ({"": ContestConfig, **_ON_CHAIN, "telemetry": TelemetryConfig}, _judge),
 }
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from distributed_training.localnet.story import Story
 from distributed_training.localnet.view import ChainNow
@@ -81,4 +83,23 @@ def table(summary: dict[str, Any]) -> Table:
         shown.add_row(
             uid, summary["names"][uid], str(summary["samples"][uid]), weights, f"{summary['incentive'][uid]:.4f}"
         )
+    return shown
+
+
+def contest_table(found: Mapping[str, Any]) -> Table:
+    """Mechanism 1, a row an entry: what became of it, and its weights."""
+    title, metric = "Mechanism 1: not decided", "loss in budget"
+    if found["contest"] is not None:
+        champion = "nobody" if found["champion"] is None else f"uid {found['champion']}"
+        title = f"Mechanism 1, contest {found['contest']}, round {found['round']}: champion is {champion}"
+        metric = f"loss in {found['budget']:g} s"
+    shown = Table(title=title, header_style="bold")
+    for name in ("uid", "entry", "status", metric, "weight by validator", "incentive", "why"):
+        shown.add_column(name, justify="left" if name in ("entry", "status", "why") else "right")
+    for row in found["standings"]:
+        uid = str(row["uid"])
+        weights = ", ".join(f"{given.get(uid, 0.0):.3f}" for given in found["weights"].values())
+        loss = "-" if row["metric"] is None else f"{row['metric']:.4f}"
+        paid = f"{found['incentive'].get(uid, 0.0):.4f}"
+        shown.add_row(uid, row["entry"] or "-", row["status"], loss, weights, paid, Text(row["reason"]))
     return shown

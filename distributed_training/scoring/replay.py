@@ -192,7 +192,7 @@ def judge_improvement(uid: int, epoch: int, found: Improvement) -> AuditResult:
 
 
 def not_shown(uid: int, epoch: int) -> AuditResult:
-    """Of a miner that answers, but does not show a state that it has committed to."""
+    """Of a miner that owes states that it has committed to, and does not show them when it takes part again."""
     return _contribution(uid, epoch, Finding.NOT_SHOWN)
 
 

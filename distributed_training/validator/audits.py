@@ -45,7 +45,7 @@ from distributed_training.scoring.steps import MicroBatch, Steps, verified_sampl
 from distributed_training.validator.inquiry import EpochSeen, Inquiry, Report
 from distributed_training.validator.recomputation import Recomputation, Subject
 from distributed_training.validator.reductions import Findings, Reduction, ReductionDesk, draw, likeliest
-from distributed_training.validator.replays import ReplayDesk
+from distributed_training.validator.replays import Owing, ReplayDesk
 from template.chain.metagraph import Metagraph
 from template.clock import Clock, SystemClock
 from template.errors import DataError, StateError
@@ -54,7 +54,7 @@ from template.transport.dendrite import Dendrite, Target
 
 __all__ = ["AuditDesk", "EpochSeen"]
 
-Look = Callable[[], Awaitable[tuple[tuple[AuditResult, ...], str]]]  # the audits, and what kept us from making more
+Look = Callable[[], Awaitable[tuple[tuple[AuditResult, ...], str]]]  # the audits, and why it is not observed, if not
 
 
 class AuditDesk:
@@ -108,14 +108,23 @@ class AuditDesk:
         `late`: so long after its end that a miner who kept no records of it is not to blame.
         """
         miners = targets(metagraph, self.miners(metagraph, seen))
-        count = min(len(miners), self._spec.audit.miners_per_epoch)
-        sample = sorted(self._rng.sample(miners, count), key=lambda target: target.uid)
+        sample = self._sampled(miners, seen)
         reports = await self._inquiry.reports(sample, seen, late=late)
         self._explain(reports, seen)
         findings = await self._reduced(reports, seen)
         looks = self._looks(sample, reports, seen)
         evidence = [await self._examine_miner(t, reports[t.uid], looks[t.uid], seen) for t in sample]
         return tuple(self._with(found, findings) for found in evidence)
+
+    def _sampled(self, miners: Sequence[Target], seen: EpochSeen) -> list[Target]:
+        """Some drawn at random, and all that owe something."""
+        owing: frozenset[str] = frozenset()
+        if self._replays is not None:
+            self._replays.begin(seen, {target.uid: target.hotkey for target in miners})
+            owing = self._replays.owing
+        count = min(len(miners), self._spec.audit.miners_per_epoch)
+        drawn = {target.uid for target in self._rng.sample(miners, count)}
+        return [t for t in sorted(miners, key=lambda t: t.uid) if t.uid in drawn or t.hotkey in owing]
 
     def _looks(self, sample: Sequence[Target], reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, Look]:
         """How each miner's work is looked at: some records computed again, or a stretch of its own steps replayed."""
@@ -193,13 +202,10 @@ class AuditDesk:
         if report.unobserved:
             return Evidence(uid=uid, hotkey=hotkey, unobserved=report.unobserved)
         contribution = self._contribution(uid, as_records(records, report.marks), seen)
-        recomputed, trouble = await look()
+        recomputed, unobserved = await look()
         audits = (*contribution, *recomputed)
-        if trouble:
-            self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=seen.epoch, reason=trouble))
-            return Evidence(
-                uid=uid, hotkey=hotkey, audits=audits, unobserved=f"the validator could not audit: {trouble}"
-            )
+        if unobserved:
+            return Evidence(uid=uid, hotkey=hotkey, audits=audits, unobserved=unobserved)
         return Evidence(
             uid=uid,
             hotkey=hotkey,
@@ -233,7 +239,13 @@ class AuditDesk:
             return (), ""
         subject = Subject(uid, seen.epoch, report.records, seen.bases[report.base_hash], seen.outcome.sightings)
         audits, trouble = await self._recomputation.look(subject, chosen)
-        return tuple(self._told(audit) for audit in audits), trouble
+        told = tuple(self._told(audit) for audit in audits)
+        return told, self._not_possible(seen.epoch, trouble) if trouble else ""
+
+    def _not_possible(self, epoch: int, reason: str) -> str:
+        """Tell what is our own fault; why the miner is not observed."""
+        self._telemetry.emit(AuditNotPossible(uid=self._uid, epoch=epoch, reason=reason))
+        return f"the validator could not audit: {reason}"
 
     async def _replayed(
         self,
@@ -245,13 +257,17 @@ class AuditDesk:
         sample: Sequence[Target],
     ) -> tuple[tuple[AuditResult, ...], str]:
         """The same of a miner that makes steps of its own."""
-        if not report.records or target.uid not in seen.outcome.participants:
+        if target.uid not in seen.outcome.participants:
             return (), ""
+        owed: list[AuditResult] = []
         try:
-            results = await desk.audits(target, report, stretch, seen, sample)
+            owed = await desk.settled(target, seen, sample)
+            results = await desk.audits(target, report, stretch, seen, sample) if report.records else []
+        except Owing as error:
+            return tuple(map(self._told, owed)), str(error)
         except (DataError, StateError) as error:
-            return (), str(error)
-        return tuple(self._told(result) for result in results), ""
+            return tuple(map(self._told, owed)), self._not_possible(seen.epoch, str(error))
+        return tuple(map(self._told, (*owed, *results))), ""
 
     def _steps(self, uid: int, epoch: int, records: Sequence[Record], audits: Sequence[AuditResult]) -> Steps:
         failed = {audit.number for audit in audits if not audit.passed and audit.number is not None}

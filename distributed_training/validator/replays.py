@@ -1,8 +1,19 @@
 """Audits of miners that make steps of their own: a stretch of them is replayed from a state that the miner shows.
 
 scoring/replay.py says what is asked and why. Whoever does not show a state that it has committed to is asked again for
-a while; then it has failed, unless most of the others cannot be reached either, which is more likely this validator's
-own line, or the run has gone on so far that it may have dropped them.
+a while. If most of the others cannot be reached either, it is more likely this validator's own line; if the run has
+gone on so far that it may have dropped the states, this validator came too late. Else the miner owes them: an outage of
+its machine or line looks like that, so the epoch counts as not observed, and it is asked for the same states again as
+soon as it takes part in an epoch. Who has them shows them then, and is judged by them as it would have been at once;
+who does not has failed.
+
+That opens no door. What is owed was committed to before anybody drew it, so time does not help to make it up. Being
+away when one is drawn costs the pay of that epoch and of all those in which one stays away, and there is nothing to
+wait for: a debt has no end. A miner is asked first thing when it is in an average again, before it can be paid for
+anything; whoever owes is looked at in each epoch (`owing`). It keeps its states for `KEPT_EPOCHS` epochs that it took
+part in itself, so an outage takes none of them away. A debt is forgiven only where this validator failed to ask in
+those, by its own line or by being away; a validator that starts again knows of no debts. What is left to an honest
+miner's bad luck is a crash in the seconds before its states are on disk, in an epoch in which it is drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +22,7 @@ import asyncio
 import functools
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,6 +74,21 @@ class TooLate(StateError):
     """The run has gone on so far that the miner may have dropped the states of this epoch."""
 
 
+class Owing(StateError):
+    """The miner did not show its states, and is asked again when it takes part in an epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Owed:
+    """A stretch that was drawn, of a miner that did not show its states. `seen` is without parameter vectors;
+    `taken_part`: in how many averages the miner was since."""
+
+    report: Report
+    stretch: int
+    seen: EpochSeen
+    taken_part: int = 0
+
+
 class ReplayDesk:
     """Replays for one validator; remembers what each miner's last epoch ended with.
 
@@ -96,9 +123,28 @@ class ReplayDesk:
         self._rng = rng
         self._fresh: tuple[int, Sequence[MicroBatch]] | None = None  # of that epoch, the same for all miners
         self._ends: dict[str, tuple[int, str]] = {}  # by hotkey: the last epoch, and the hash of the inner state
+        self._owed: dict[str, Owed] = {}  # by hotkey
+        self._last: int | None = None  # epoch that was looked at
         codecs = parse_pair(spec.averaging.codec)
         self._fidelity = _fidelity(codecs, spec.averaging.error_feedback)
         self._zeros = codecs.makes_zeros
+
+    @property
+    def owing(self) -> frozenset[str]:
+        """The hotkeys that owe states."""
+        return frozenset(self._owed)
+
+    def begin(self, seen: EpochSeen, hotkeys: Mapping[int, str]) -> None:
+        """An epoch is looked at. Who owes states may have dropped them if it took part in too many without being asked;
+        of epochs that we missed we do not know whether it did. `hotkeys` by uid, of all miners that serve."""
+        missed = 0 if self._last is None else max(0, seen.epoch - self._last - 1)
+        present = {hotkeys[uid] for uid in seen.outcome.participants if uid in hotkeys}
+        counted = {
+            hotkey: replace(owed, taken_part=owed.taken_part + missed + (hotkey in present))
+            for hotkey, owed in self._owed.items()
+        }
+        self._owed = {hotkey: owed for hotkey, owed in counted.items() if owed.taken_part <= KEPT_EPOCHS - 2}
+        self._last = seen.epoch
 
     def drawn(self, reports: Mapping[int, Report], seen: EpochSeen) -> dict[int, int]:
         """The stretch of each miner that is to be replayed; only of those that are in the average."""
@@ -114,6 +160,7 @@ class ReplayDesk:
         """What there is to say of a miner that is in the average; `others` are asked whether it is our own line.
 
         Raises:
+            Owing: it did not show its states.
             DataError, StateError: our corpus, our numbers or our line; nothing that the miner did.
         """
         uid, records = target.uid, _in_order(report.records)
@@ -124,17 +171,46 @@ class ReplayDesk:
             self._ends[target.hotkey] = (seen.epoch, report.marks[-1].inner)
         if stretch is None or not chain.passed:
             return [chain]
-        first, last, end = report.marks[stretch], report.marks[stretch + 1], report.marks[-1]
-        shown = await self._shown(target, (first, last, end), seen)
-        if shown is None:
+        found = await self._looked(target, report, stretch, seen, base)
+        if found is None:
             await self._require_own_line(target, others)
-            return [chain, not_shown(uid, seen.epoch)]
+            bare = replace(seen, bases={}, reduction=None)
+            self._owed.setdefault(target.hotkey, Owed(report, stretch, bare))
+            raise Owing(f"it owes states of epoch {seen.epoch}")
+        return [chain, *found]
+
+    async def settled(self, target: Target, seen: EpochSeen, others: Sequence[Target]) -> list[AuditResult]:
+        """What there is to hold against a miner that owes states and is in an average again; nothing if it shows them
+        and they are sound, or owes none. Raises as `audits`, but never Owing."""
+        owed = self._owed.get(target.hotkey)
+        if owed is None or target.uid not in seen.peers:
+            return []
+        now = replace(owed.seen, peers={**owed.seen.peers, target.uid: seen.peers[target.uid]})
+        found = await self._looked(target, owed.report, owed.stretch, now, None)
+        if found is None:
+            await self._require_own_line(target, others)
+            found = [not_shown(target.uid, now.epoch)]
+        del self._owed[target.hotkey]
+        return [result for result in found if not result.passed]
+
+    async def _looked(
+        self, target: Target, report: Report, stretch: int, seen: EpochSeen, base: Vector | None
+    ) -> list[AuditResult] | None:
+        """What comes of one stretch; None if the miner does not show its states. Without `base`, the parameters that
+        the epoch began with, it shows these, too: it has committed to them, and they were found to be right."""
+        uid, records, marks = target.uid, _in_order(report.records), report.marks
+        first, last, end = marks[stretch], marks[stretch + 1], marks[-1]
+        wanted = (first, last, end) if base is not None else (first, last, end, marks[0])
+        shown = await self._shown(target, wanted, seen, owed=base is None)
+        if shown is None:
+            return None
+        base = shown[marks[0].state].params if base is None else base
         part = records[first.after : last.after]
         replayed = await self._replayed(uid, seen.epoch, part, shown[first.state], shown[last.state])
         found = judge_replay(uid, seen.epoch, part, replayed, self._spec.audit, self._replay)
         moved = np.subtract(base, shown[end.state].params)
         ended = self._judged_end(uid, seen, end, moved)
-        return [chain, found, *ended, *await self._improved(uid, records, seen, base, moved)]
+        return [found, *ended, *await self._improved(uid, records, seen, base, moved)]
 
     async def _origin(self, hotkey: str, epoch: int, base: Vector) -> Origin:
         state = State(self._auditor.layout, epoch, base, {})
@@ -142,18 +218,20 @@ class ReplayDesk:
         ended, inner = self._ends.get(hotkey, (None, ""))
         return Origin(params, self._auditor.empty_vectors_hash, inner if ended == epoch - 1 else None)
 
-    async def _shown(self, target: Target, marks: Sequence[Mark], seen: EpochSeen) -> dict[str, State] | None:
+    async def _shown(
+        self, target: Target, marks: Sequence[Mark], seen: EpochSeen, *, owed: bool
+    ) -> dict[str, State] | None:
         """The states behind the marks by their hashes; None if the miner does not show one of them."""
         shown: dict[str, State] = {}
         for mark in marks:
             if mark.state not in shown:
-                state = await self._fetched(target, mark, seen)
+                state = await self._fetched(target, mark, seen, owed=owed)
                 if state is None:
                     return None
                 shown[mark.state] = state
         return shown
 
-    async def _fetched(self, target: Target, mark: Mark, seen: EpochSeen) -> State | None:
+    async def _fetched(self, target: Target, mark: Mark, seen: EpochSeen, *, owed: bool) -> State | None:
         until = self._clock.monotonic() + PATIENCE_SECONDS
         while True:
             started = self._clock.monotonic()
@@ -164,7 +242,7 @@ class ReplayDesk:
             else:
                 self._tell_shown(target.uid, seen.epoch, state, self._clock.monotonic() - started)
                 return state
-            if await self._is_late(seen.epoch):
+            if not owed and await self._is_late(seen.epoch):
                 raise TooLate(f"this validator asked too late for the states of epoch {seen.epoch}: {reason}")
             if self._clock.monotonic() >= until:
                 self._telemetry.emit(Unseen(uid=self._uid, miner=target.uid, synapse="state", reason=reason))

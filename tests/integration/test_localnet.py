@@ -104,6 +104,7 @@ def test_an_interrupt_stops_every_process(tmp_path: Path) -> None:
         (["--miners", "1", "--adversary", "nan"], "raise --miners"),
         (["--miners", "40"], "lower --miners"),
         (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--miners", "3", "--adversary", "nan", "--contest", "none.toml"], "--contest needs 3 honest miners"),
     ],
 )
 def test_a_wrong_argument_ends_with_one_clear_line(tmp_path: Path, arguments: list[str], remedy: str) -> None:
@@ -114,3 +115,46 @@ def test_a_wrong_argument_ends_with_one_clear_line(tmp_path: Path, arguments: li
     assert remedy in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_contest_beside_the_training(tmp_path: Path) -> None:
+    """Three entries in sandboxes: the better one has all weight of mechanism 1 from both validators, the good one was
+    overtaken, the copy is named as one; training is paid as ever. What the judges wrote can be verified, and a second
+    call goes on with the same champion."""
+    folder = tmp_path / "net"
+    flags = ["--miners", "3", "--validators", "2", "--contest", "runs/contests/localnet.toml"]
+    done, summary = localnet(folder, *flags, "--epochs", "20", seconds=550)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (summary["rounds_completed"], summary["faults"]) == (20, [])
+    assert all(paid > 0 for paid in summary["incentive"].values())
+    found = summary["contest"]
+    standings = {row["entry"]: (row["uid"], row["status"]) for row in found["standings"]}
+    assert standings == {"good": (3, "surpassed"), "better": (4, "champion"), "copied": (5, "duplicate")}
+    assert found["champion"] == 4
+    assert found["weights"] == {"1": {"4": 1.0}, "2": {"4": 1.0}}
+    assert found["incentive"] == {"4": 1.0}
+    assert "champion is uid 4" in done.stdout
+    assert "loss in budget" in done.stdout
+
+    judge = folder / "validator-2" / "contest"
+    record = next(path for path in sorted((judge / "records").glob("*.json")) if path.name.startswith(champion(judge)))
+    verify = [sys.executable, "-m", "distributed_training.arena", "verify", str(judge / "rounds" / "0.json")]
+    text = ["--text", str(ROOT / "runs" / "contests" / "text")]
+    checked = subprocess.run([*verify, str(record), *text], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert checked.returncode == 0, checked.stderr
+    assert "the same, to the bit" in checked.stdout.replace("\n", " ")
+
+    done, summary = localnet(folder, *flags, "--epochs", "2", seconds=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (summary["first_epoch"], summary["contest"]["champion"]) == (20, 4)
+    assert (
+        len(list((judge / "records").glob("*.json"))) == 18
+    )  # references and entries, three seeds each: none was run again
+
+
+def champion(judge: Path) -> str:
+    """The source of round 0's winner."""
+    return str(json.loads((judge / "rounds" / "0.json").read_text())["throne"]["source"])

@@ -329,19 +329,71 @@ async def test_one_false_stretch_is_found_when_it_is_drawn(
     assert not found[1] - {Finding.NO_IMPROVEMENT}
 
 
-async def test_who_does_not_show_what_it_has_committed_to_fails(
+async def served(here: Court, stack: AsyncExitStack) -> None:
+    """From now on the miners show their states."""
+    for uid in (1, 2, 3):
+        await stack.enter_async_context(serving(here.net.neurons[uid]))
+
+
+async def test_who_was_away_shows_its_states_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The epoch is not observed, and nobody is blamed; whose steps are sound owes nothing after the next one, and whose
+    are not fails by the states that it had committed to."""
+    monkeypatch.setattr(replays, "PATIENCE_SECONDS", 0.0)
+    async with court(tmp_path, NoTraining, serve=False) as here, AsyncExitStack() as stack:
+        _, evidence = await here.epoch()
+        assert [failed(evidence[uid]) for uid in (1, 2, 3)] == [set()] * 3
+        assert all("owes states of epoch 0" in each.unobserved for each in evidence.values())
+        assert here.net.neurons[0].told("Unseen")[0]["synapse"] == "state"
+        await served(here, stack)
+        monkeypatch.setattr(replays, "PATIENCE_SECONDS", 60.0)
+        _, evidence = await here.epoch()
+        assert failed(evidence[2]) | failed(evidence[3]) == set()
+        assert evidence[2].unobserved == ""
+        late = [audit for audit in evidence[1].audits if audit.epoch == 0]
+        assert {audit.finding for audit in late} & WORK
+        assert here.desk._replays is not None
+        assert here.desk._replays.owing == frozenset()
+
+
+async def test_who_owes_and_shows_nothing_when_it_is_back_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As long as the others can be reached; else it is the validator's own line, and says nothing of anybody."""
+    """It took part in another epoch, so it was there to be asked; it is not asked a third time."""
     monkeypatch.setattr(replays, "PATIENCE_SECONDS", 0.0)
     async with court(tmp_path, serve=False) as here:
-        seen, evidence = await here.epoch()
-        assert failed(evidence[1]) == {Finding.NOT_SHOWN}
-        assert here.net.neurons[0].told("Unseen")[0]["synapse"] == "state"
-        monkeypatch.setattr(replays, "ALIVE_SECONDS", 0.0)
-        again = {e.uid: e for e in await here.desk.examine(here.net.chain.metagraph, seen)}
-    assert failed(again[1]) == set()
-    assert "our own line" in again[1].unobserved
+        await here.epoch()
+        _, evidence = await here.epoch()
+        assert [failed(evidence[uid]) for uid in (1, 2, 3)] == [{Finding.NOT_SHOWN}] * 3
+        assert {audit.epoch for audit in evidence[1].audits if not audit.passed} == {0}
+
+
+async def test_our_own_line_makes_nobody_owe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where most of the others cannot be reached either."""
+    monkeypatch.setattr(replays, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(replays, "ALIVE_SECONDS", 0.0)
+    async with court(tmp_path, serve=False) as here:
+        _, evidence = await here.epoch()
+        assert failed(evidence[1]) == set()
+        assert "our own line" in evidence[1].unobserved
+        assert here.desk._replays is not None
+        assert here.desk._replays.owing == frozenset()
+
+
+@pytest.mark.parametrize(("epochs", "owing"), [((1,), True), ((1, 2), True), ((1, 2, 3), False), ((4,), False)])
+async def test_a_debt_that_we_failed_to_collect_is_forgiven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: tuple[int, ...], owing: bool
+) -> None:
+    """After so many epochs with it, or that we have missed, the miner may have dropped what it owes."""
+    monkeypatch.setattr(replays, "PATIENCE_SECONDS", 0.0)
+    async with court(tmp_path, serve=False) as here:
+        seen, _ = await here.epoch()
+        desk = here.desk._replays
+        assert desk is not None
+        hotkeys = dict(enumerate(here.net.chain.metagraph.hotkeys))
+        assert desk.owing == {hotkeys[uid] for uid in (1, 2, 3)}
+        for epoch in epochs:
+            desk.begin(dataclasses.replace(seen, epoch=epoch), hotkeys)
+        assert bool(desk.owing) is owing
 
 
 async def test_a_failed_attempt_leaves_no_false_mark(tmp_path: Path) -> None:

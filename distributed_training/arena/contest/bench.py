@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from distributed_training.arena.contest.spec import ContestSpec
+from distributed_training.arena.contest.spec import ContestSpec, TrialSpec
 from distributed_training.arena.contest.submission import source_id
 from distributed_training.arena.corpus import PAGE, Corpus, read_corpus
 from distributed_training.arena.files import replace_file, replace_json
@@ -120,20 +120,24 @@ class Bench:
 
 
 def open_bench(spec: ContestSpec, folder: Path, runner: Runner) -> Bench:
-    """Read the corpus, and see that it is the contest's.
+    """Where trials of a contest are run; raises as `require_corpus`."""
+    return Bench(spec, require_corpus(spec.trial), folder, runner)
+
+
+def require_corpus(trial: TrialSpec) -> Corpus:
+    """The contest's text.
 
     Raises:
-        ConfigurationError: it is not, or cannot be read.
-        CorpusTooSmall: it has too little text.
+        ConfigurationError: it is another one, or cannot be read.
+        CorpusTooSmall: there is too little of it.
     """
-    trial = spec.trial
     corpus = read_corpus(Path(trial.text).expanduser(), trial.tokenizer, trial.plan(0).size, PAGE)
     if trial.corpus and corpus.fingerprint != trial.corpus:
         raise ConfigurationError(
             f"the text in {trial.text} has the fingerprint {corpus.fingerprint}, the contest's is {trial.corpus}: it "
             "must be a copy of the contest's text"
         )
-    return Bench(spec, corpus, folder, runner)
+    return corpus
 
 
 def reference_optimizer(spec: ContestSpec, name: str) -> OptimizerSpec:

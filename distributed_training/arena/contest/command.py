@@ -1,4 +1,4 @@
-"""Commands of the contest: `submit` and `reveal` for miners, `contest` for validators."""
+"""Commands of the contest: `submit` and `reveal` for miners, `ready` and `contest` for validators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from bittensor import Wallet
 from rich.console import Console
 
-from distributed_training.arena.contest.bench import Runner, open_bench
+from distributed_training.arena.contest.bench import Runner, open_bench, require_corpus
 from distributed_training.arena.contest.places import place_at
 from distributed_training.arena.contest.referee import Referee
 from distributed_training.arena.contest.spec import ContestSpec, Phase, Round, load_contest, round_at, round_numbered
@@ -25,6 +25,7 @@ from distributed_training.arena.contest.submission import (
 )
 from distributed_training.arena.contest.validator import ContestValidator
 from distributed_training.arena.files import replace_file
+from distributed_training.arena.sandbox.backends import Backend, find_backend
 from distributed_training.arena.sandbox.limits import Limits
 from template.chain.commitments import publish_commitment, read_commitments
 from template.chain.connect import connect
@@ -33,9 +34,12 @@ from template.chain.wallet import WalletConfig, open_wallet
 from template.clock import Clock, SystemClock
 from template.config import option
 from template.errors import ConfigurationError, SubmissionRefused
+from template.neuron import die_with_parent
 from template.telemetry import Telemetry
 
 POLL_SECONDS = 6.0
+PARENT = "stop when the process with this id, our parent, ends (Linux)"
+PLACE = "where sources are revealed; default: the spec's reveals.place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,9 @@ class SubmitConfig:
     contest: Path = option("the contest spec")
     netuid: int = option("the subnet")
     sealed: Path | None = option("where to keep source and salt until the reveal; default: FILE.sealed", default=None)
-    wait: bool = option("stay until the round has closed, and reveal", default=False)
+    wait: bool = option("wait for a round to open, stay until it has closed, and reveal", default=False)
+    place: str | None = option(PLACE, default=None)
+    parent: int | None = option(PARENT, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,14 @@ class RevealConfig:
     file: tuple[str, ...] = option("what submit has kept", positional=True)
     contest: Path = option("the contest spec")
     netuid: int = option("the subnet")
+    place: str | None = option(PLACE, default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyConfig:
+    """Whether this machine can judge a contest."""
+
+    contest: Path = option("the contest spec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +87,8 @@ class ContestConfig:
     netuid: int = option("the subnet")
     state: Path = option("folder for state, sources, records and results")
     rounds: int | None = option("leave after so many rounds; default: never", default=None)
+    place: str | None = option(PLACE, default=None)
+    parent: int | None = option(PARENT, default=None)
 
 
 async def submit(
@@ -84,10 +100,13 @@ async def submit(
         SubmissionRefused: the source is too large or not Python, or no round is open.
         ConfigurationError, WalletError, ChainFault.
     """
+    _die_with(config.parent)
     spec, path = load_contest(config.contest), _one(config.file)
     source = _read(path)
     check_source(source, spec.reveals.largest)
-    wallet = _wallet(wallet_config)
+    wallet, clock = _wallet(wallet_config), clock or SystemClock()
+    if config.wait:
+        await _wait_for(chain, lambda block: _opening(spec, block), clock)
     async with connect(chain.network) as client:
         turn = _open_round(spec, await client.block())
         submission = Submission(
@@ -108,8 +127,8 @@ async def submit(
         markup=False,
     )
     if config.wait:
-        again = RevealConfig(file=(str(sealed),), contest=config.contest, netuid=config.netuid)
-        await _wait_for(chain, turn.closes, clock or SystemClock())
+        again = RevealConfig(file=(str(sealed),), contest=config.contest, netuid=config.netuid, place=config.place)
+        await _wait_for(chain, lambda _: turn.closes, clock)
         await reveal(again, chain, console)
 
 
@@ -133,8 +152,25 @@ async def reveal(config: RevealConfig, chain: ChainConfig, console: Console) -> 
     found = committed.get(submission.hotkey)
     if found is None or found.data != submission.commitment:
         raise SubmissionRefused(f"{submission.hotkey} committed to something else", reason="not_committed")
-    await asyncio.to_thread(place_at(spec.reveals.place).put, turn.number, submission.hotkey, text.decode())
-    console.print(f"revealed at {spec.reveals.place}, round {turn.number}", soft_wrap=True, markup=False)
+    place = config.place or spec.reveals.place
+    await asyncio.to_thread(place_at(place).put, turn.number, submission.hotkey, text.decode())
+    console.print(f"revealed at {place}, round {turn.number}", soft_wrap=True, markup=False)
+
+
+def ready(config: ReadyConfig, console: Console, find: Callable[[], Backend] = find_backend) -> None:
+    """Tell whether a round could be judged here: with the contest's text, and a sandbox for strangers' code.
+
+    Raises:
+        ConfigurationError, CorpusTooSmall: a bad spec, or another text than the contest's.
+        SandboxUnavailable: none works here.
+    """
+    spec = load_contest(config.contest)
+    require_corpus(spec.trial)
+    console.print(
+        f"contest {spec.contest_id}: its text is here, and submissions run in sandboxes of kind '{find().name}'",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 async def judge(
@@ -151,6 +187,7 @@ async def judge(
         ConfigurationError, WalletError, ChainFault, CorruptState.
     """
     torch.set_num_threads(1)
+    _die_with(config.parent)
     spec = load_contest(config.contest)
     wallet = _wallet(wallet_config)
     async with connect(chain.network) as client:
@@ -165,7 +202,7 @@ async def judge(
             client=client,
             wallet=wallet,
             referee=Referee(bench, config.state),
-            place=place_at(spec.reveals.place),
+            place=place_at(config.place or spec.reveals.place),
             state=state,
             results=config.state / "rounds",
             telemetry=telemetry,
@@ -201,10 +238,25 @@ def _check_time(turn: Round, block: int) -> None:
         raise SubmissionRefused(f"round {turn.number} was decided from block {turn.revealed} on", reason="too_late")
 
 
-async def _wait_for(chain: ChainConfig, block: int, clock: Clock) -> None:
+def _opening(spec: ContestSpec, block: int) -> int:
+    """The block from which on something can be committed: `block` itself if it can be now."""
+    now = round_at(spec.calendar, block)
+    if now is None:
+        return spec.calendar.start
+    return block if now.phase(block + 1) is Phase.COMMIT else now.ends
+
+
+async def _wait_for(chain: ChainConfig, until: Callable[[int], int], clock: Clock) -> None:
+    """Until the head is at the block that `until` gives for the one that it is at first."""
     async with connect(chain.network) as client:
+        block = until(await client.block())
         while await client.block() < block:
             await clock.sleep(POLL_SECONDS)
+
+
+def _die_with(parent: int | None) -> None:
+    if parent is not None:
+        die_with_parent(parent)
 
 
 def _wallet(config: WalletConfig) -> Wallet:

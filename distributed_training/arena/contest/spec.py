@@ -60,11 +60,12 @@ class CalendarSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSpec:
-    """What one trial of an entry is. `text` is a folder of text files (the standard library's sources will not do: a
-    submission could read them in its sandbox); `corpus` pins the fingerprint of what is read, empty takes what is found
-    and writes it into the records. `flops` a second that a node
-    is declared to compute, `bandwidths` in Mbit/s each way, `latency` in seconds of one exchange; `budget` is the
-    simulated time, in seconds, within which the loss that counts is reached."""
+    """What one trial of an entry is. `text` is a folder of text files, a relative one counts from the working directory
+    (the standard library's sources will not do: a submission could read them in its sandbox); `corpus` pins the
+    fingerprint of what is read: without it validators with different texts judge differently, and none can run
+    another's records again. `flops` a second that a node is declared to compute, `bandwidths` in Mbit/s each way,
+    `latency` in seconds of one exchange; `budget` is the simulated time, in seconds, within which the loss that counts
+    is reached."""
 
     model: str
     tokenizer: str

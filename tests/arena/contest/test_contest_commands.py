@@ -12,14 +12,16 @@ import pytest
 from rich.console import Console
 
 from distributed_training.arena.__main__ import main
-from distributed_training.arena.contest.command import ChainConfig, SubmitConfig, submit
+from distributed_training.arena.contest.command import ChainConfig, ReadyConfig, SubmitConfig, ready, submit
 from distributed_training.arena.contest.spec import load_contest
+from distributed_training.arena.sandbox.backends import Backend, Namespaces
 from template.chain.local import operator
 from template.chain.local.genesis import Registration, create_chain
 from template.chain.local.ledger import Ledger
 from template.chain.local.operator import Keys
 from template.chain.wallet import WalletConfig, create_wallet
 from template.clock import ManualClock
+from template.errors import SandboxUnavailable
 from tests.arena.contest.material import contest
 from tests.arena.small import write_text
 from tests.template.chain.conftest import wallet_of
@@ -141,6 +143,35 @@ def test_what_cannot_be_submitted(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in capsys.readouterr().err.replace("\n", " ")
     assert main(["submit", str(tmp_path / "none.py"), *miner.on_chain("m")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+async def test_waiting_for_a_round_to_open(tmp_path: Path) -> None:
+    """Before the first one, and when one has closed; at another place than the spec's."""
+    miner = Miner(tmp_path)
+    wallet = WalletConfig(name="m", hotkey="hot", path=str(tmp_path / "wallets"))
+    place = str(tmp_path / "mirror")
+    config = SubmitConfig(file=(str(tmp_path / "mine.py"),), contest=miner.spec, netuid=1, wait=True, place=place)
+    for number in (0, 1):
+        miner.until(20 * number + 2)
+        await submit(config, ChainConfig(network=f"local://{miner.chain}"), wallet, Console(), Blocks(miner.chain))
+        assert (tmp_path / "mirror" / str(number) / f"{miner.hotkey}.json").is_file()
+    assert not (tmp_path / "reveals").exists()
+
+
+def test_whether_a_machine_can_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only with the contest's text, and with a sandbox that works."""
+    miner = Miner(tmp_path, long_text=True)
+    ready(ReadyConfig(contest=miner.spec), Console(), Namespaces)
+    assert "sandboxes of kind 'namespaces'" in capsys.readouterr().out
+
+    def none() -> Backend:
+        raise SandboxUnavailable("no sandbox works here")
+
+    with pytest.raises(SandboxUnavailable, match="no sandbox works here"):
+        ready(ReadyConfig(contest=miner.spec), Console(), none)
+    (tmp_path / "text" / "d.txt").unlink()
+    assert main(["ready", "--contest", str(miner.spec)]) == 2
+    assert "20 are needed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
