@@ -97,7 +97,7 @@ def limits(
 ) -> Limits:
     """The worst variation of each, and the margins; to two digits, rounded to the lenient side.
 
-    `least`: the alignment that chance cannot reach (contribution.decisive).
+    `least`: the alignment that chance cannot reach (contribution.least_alignment).
 
     Contributions are judged twice: the alignment of one record is such that of honest work `SECOND_LOOKS` are not found
     at once, and what convicts is that with all records together, `whole`, which has to keep the margin from it.

@@ -19,7 +19,8 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    more than chance can: CHANCE deviations of what random signs of the same magnitudes give. And |c| must not be more
    than `inflation` times a usual gradient of the miner. Signs, because they give each coordinate one voice, whatever
    its scale. Of numbers that have nothing to do with the work the surplus is 0 but for chance, 1 / sqrt(coordinates w);
-   nothing is concluded from so few coordinates that chance could decide, nor from a record whose gradient is far
+   more is wanted where coordinates are so few that chance could reach the limit (`least_alignment`), nothing concluded
+   where that is more than honest work has, nor from a record whose gradient is far
    smaller than the miner's others, as on a page that the model knows by heart: of that little is left in the sum. How
    large the others are, the records show. Both limits are measured on honest work (calibrate/), with the codec of the
    run. Late in training, when gradients are mostly noise, one honest record in some hundred points against all others
@@ -51,6 +52,7 @@ LARGEST = 2.0**128  # no mean of float32 values is larger
 USUAL = 0.3  # of the mean size; smaller gradients prove nothing
 NOTHING = 0.25  # times what the record alone leaves in the sum
 CHANCE = 4.0  # deviations of a surplus that is none; it must not reach the limit even then
+HONEST = 0.64  # the surplus that gradients have where they share nothing but noise; a limit above it would find nothing
 _SLACK = 4  # roundings of an addition with a factor, doubled
 
 Values = NDArray[np.float32]
@@ -191,11 +193,6 @@ def points_along(sent: Values, gradient: Values, share: float, limit: float) -> 
     return lengths > 0 and float(product.sum()) >= needed
 
 
-def decisive(coordinates: int, share: float, limit: float) -> bool:
-    """Whether chance alone cannot reach the limit, with so many coordinates and that share of the samples."""
-    return limit >= least_alignment(coordinates, share)
-
-
 def least_alignment(coordinates: int, share: float) -> float:
     """What chance does not reach, with so many coordinates and that share of the samples."""
     return CHANCE / math.sqrt(coordinates * share) if coordinates else math.inf
@@ -253,10 +250,10 @@ def judge_together(
     surplus, n = alignment(sent, gradient, share, zeros=zeros)
     if lengths[0] < NOTHING * share * lengths[1]:  # of these records alone more is left
         holds_it = False
-    elif not decisive(n, share, audit.alignment):
+    elif (needed := max(audit.alignment, least_alignment(n, share))) > HONEST:
         return None
     else:
-        holds_it = surplus >= audit.alignment or points_along(sent, gradient, share, audit.alignment)
+        holds_it = surplus >= needed or points_along(sent, gradient, share, audit.alignment)
     return _result(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus)
 
 

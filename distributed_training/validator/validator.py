@@ -87,6 +87,7 @@ class Validator:
         self._rules = Rules(audit=spec.audit, scoring=spec.scoring)
         self._reports = reports
         self._seen: asyncio.Queue[EpochSeen] = asyncio.Queue(WAITING_AUDITS)
+        self._dropped: set[int] = set()  # epochs that were told as not audited, and not passed since
         self._ended_with: State | None = None
         self._new_state = asyncio.Event()
         self._live: frozenset[int] = frozenset()
@@ -132,6 +133,7 @@ class Validator:
         self._failed_attempts.clear()
         if self._seen.full():
             dropped = self._seen.get_nowait()
+            self._dropped.add(dropped.epoch)
             self._not_audited(dropped.epoch, "audits cannot keep up")
         seen = EpochSeen(
             done.epoch,
@@ -178,7 +180,8 @@ class Validator:
         """The epochs in between change nobody's score: it was we who were in no round that ended them."""
         if scored is None:
             return
-        for missed in range(max(scored + 1, epoch - TOLD_MISSED), epoch):
+        told, self._dropped = self._dropped, {dropped for dropped in self._dropped if dropped > epoch}
+        for missed in sorted(set(range(max(scored + 1, epoch - TOLD_MISSED), epoch)) - told):
             self._not_audited(missed, "this validator was in no round that ended the epoch, or was still starting")
 
     async def _keep_new_states(self) -> None:

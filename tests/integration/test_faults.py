@@ -55,6 +55,8 @@ def test_killed_neurons_cost_at_most_an_attempt_and_come_back(tmp_path: Path) ->
         assert not subnet.died(), subnet.state()
         missed = f"{leader}: epoch "  # it says of each epoch that it was dead in that it could not audit it
         faults = [f for f in subnet.story.faults if not (f.startswith(missed) and "was in no round" in f)]
+        # Epochs of less than a second, and a miner that has just died is waited for: that is told, and no fault here.
+        faults = [f for f in faults if "audits cannot keep up" not in f]
         assert not faults, subnet.state()
 
 

@@ -14,13 +14,14 @@ from distributed_training.averaging.codec import codec_named
 from distributed_training.averaging.codecs.errors import error_bounds
 from distributed_training.protocol import Record
 from distributed_training.scoring.contribution import (
+    HONEST,
     Sent,
     alignment,
     check_weight,
-    decisive,
     excess,
     judge_sum,
     judge_work,
+    least_alignment,
     points_along,
     relative_size,
 )
@@ -175,16 +176,32 @@ def test_garbage_where_nobody_is_said_to_look_is_seen(cheat: str, finding: Findi
 def test_too_few_coordinates_decide_nothing() -> None:
     """What chance alone can do convicts nobody."""
     gradients, mean = work(5, 16, 0.0, size=200)
-    assert not decisive(200, 1 / 16, AUDIT.alignment)
+    assert least_alignment(200, 1 / 16) > HONEST
     assert judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False) is None
     assert judge_work(1, 2, mean, 0 * gradients[0], 1 / 16, 1.0, AUDIT, zeros=False) is None
+
+
+def test_more_is_wanted_where_chance_could_reach_the_limit() -> None:
+    """However lenient the run is, garbage does not pass, and work still does."""
+    gradients, mean = work(5, 16, 0.0, size=4000)
+    lenient = dataclasses.replace(AUDIT, alignment=0.001)
+    assert 0.2 < least_alignment(4000, 1 / 16) < 0.3
+    random = np.random.default_rng(1)
+    for _ in range(200):
+        garbage = (np.abs(mean) * random.choice([-1, 1], mean.size)).astype(np.float32)
+        result = judge_work(1, 2, garbage, gradients[0], 1 / 16, 1.0, lenient, zeros=False)
+        assert result is not None
+        assert not result.passed
+    result = judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, lenient, zeros=False)
+    assert result is not None
+    assert result.passed
 
 
 def test_chance_reaches_the_limit_once_in_ten_thousand_times_at_most() -> None:
     """Where the decision is taken at all: four deviations, counted."""
     random = np.random.default_rng(0)
     n, share = 6400, 1 / 16
-    assert decisive(n, share, AUDIT.alignment)
+    assert least_alignment(n, share) <= AUDIT.alignment
     signs = random.integers(0, 2, (5000, n), dtype=np.int8) * 2 - 1
     surplus = signs.mean(axis=1) / math.sqrt(share)
     assert np.abs(surplus).max() < AUDIT.alignment * 1.05
