@@ -34,13 +34,16 @@ def test_two_validators_agree_after_ten_epochs() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_reward_follows_useful_samples() -> None:
-    """64 miners, speeds over a factor of 16: the chain's pay is in the order of the samples that went into averages."""
-    scenario = Scenario(miners=64, epochs=80)
+    """64 miners, speeds over a factor of 16: the chain's pay is in the order of the samples that went into averages.
+
+    Paid at once: of 80 epochs each miner is seen in about 20, so that most of what is held back would still be held.
+    """
+    scenario = Scenario(miners=64, epochs=80, changes={"scoring": {"held_epochs": 0}})
     order = np.random.default_rng(0).permutation(64)
     speeds = dict(zip(scenario.miner_uids, np.geomspace(0.25, 4, 64)[order].tolist(), strict=True))
     story = simulate(dataclasses.replace(scenario, speeds=speeds))
     pay = [story.pay(uid) for uid in scenario.miner_uids]
-    samples = [story.samples[uid] for uid in scenario.miner_uids]
+    samples = [story.samples.get(uid, 0) for uid in scenario.miner_uids]  # some are too slow for one micro-batch
     assert spearmanr(samples, pay).statistic >= 0.95
 
 
