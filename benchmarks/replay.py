@@ -10,17 +10,17 @@ the drift of the parameters or of a vector of the inner state, whichever is larg
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from distributed_training.calibrate.machines import threads_of
 from distributed_training.data.build import build_loader
 from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.inner_steps import Standing, inner_of, step
@@ -63,24 +63,13 @@ class Way:
 
     def run(self, epoch: int, start: LocalState, first: int, count: int) -> LocalState:
         """The state after `count` micro-batches of `epoch` from `first` on."""
-        with threads(self.threads):
+        with threads_of(self.threads):
             self.replica.place(start.params)
             for number in range(first, first + count):
                 inner = self.inner(epoch)
                 _, start = step(self.replica, inner, start, self.batches(epoch, number), COORDINATES)
                 self.replica.place(start.params)
         return start
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """So many threads for torch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def ways_of(spec: RunSpec, loader: Loader, count: int) -> tuple[Way, list[Way]]:

@@ -29,7 +29,6 @@ from rich.console import Console
 
 from distributed_training.arena.contest.spec import links_of
 from distributed_training.arena.corpus import Corpus, read_corpus
-from distributed_training.arena.files import replace_file, replace_json
 from distributed_training.arena.leaderboard import Row, entries, read_trials, rows
 from distributed_training.arena.optimizer import InnerConfig
 from distributed_training.arena.pareto import plot
@@ -39,6 +38,7 @@ from distributed_training.arena.sizes import SIZES
 from distributed_training.arena.trial import read_record
 from distributed_training.strategies.catalogue import Value, build, entry_named
 from template.errors import RecordMismatch, StrategyError
+from template.files import replace_file, replace_json
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "benchmarks" / "results" / "strategies"  # the records of the table in docs/strategies.md

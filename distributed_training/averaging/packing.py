@@ -50,13 +50,12 @@ class Packing:
         for reducer, (start, stop) in plan.ranges().items():
             if stop == start:
                 continue
-            part = contribution[start:stop]
+            part, pieces = contribution[start:stop], chunks(stop - start, plan.chunk)
             with effort.spent("encode"):
                 if reducer == uid:
                     self.own = part if attempt is None else attempt.whole(start, part, codecs.largest)
-                    payloads = [octets(self.own[low:high]) for low, high in chunks(stop - start, plan.chunk)]
+                    payloads = [octets(self.own[low:high]) for low, high in pieces]
                 else:
-                    pieces = chunks(stop - start, plan.chunk)
                     payloads = [_encoded(codecs.parts, attempt, start + low, part[low:high]) for low, high in pieces]
             with effort.spent("hash"):
                 self._chunks[reducer] = tuple(chunk_hash(payload) for payload in payloads)

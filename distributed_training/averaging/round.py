@@ -322,10 +322,15 @@ class Round:
         weights = {uid: link.weight for uid, link in self._board.links.items()} | {self._uid: self._weight}
         return {uid: weights[uid] for uid in self.plan.contributors}
 
+    @property
+    def _root(self) -> str | None:
+        """What binds us to our parts; None if we send none."""
+        return None if self._packing is None else self._packing.root
+
     def _roots(self) -> dict[int, str]:
         """What binds each contributor to its parts, ascending by uid, as told by itself."""
         roots = {uid: link.parts for uid, link in self._board.links.items()}
-        roots[self._uid] = None if self._packing is None else self._packing.root
+        roots[self._uid] = self._root
         return {uid: root for uid in self.plan.contributors if (root := roots[uid]) is not None}
 
     # Streams
@@ -378,8 +383,8 @@ class Round:
             hello: dict[str, Any] = {"run_id": self.plan.run_id, "round_id": self.plan.round_id, "uid": self._uid}
             hello |= {"kind": kind, "weight": self._weight}
             if kind == "control":
-                parts = None if self._packing is None else self._packing.root
-                hello |= {"direct": self._offer(), "plan": self._digest, "records": self._records, "parts": parts}
+                hello |= {"direct": self._offer(), "plan": self._digest}
+                hello |= {"records": self._records, "parts": self._root}
             await write_message(stream, Hello.model_validate(hello))
             answer = await read_message(stream, Answer)
             code = answer.code

@@ -61,6 +61,13 @@ class Sightings:
     reducers: Indices
 
 
+def sighting_of(sightings: Sightings | None, uid: int) -> tuple[Sightings, Sighting] | None:
+    """What was kept of a contributor; None if we reduced no share, or its part did not come to us."""
+    if sightings is None or uid not in sightings.by_uid:
+        return None
+    return sightings, sightings.by_uid[uid]
+
+
 class Witness:
     """Watches the share [start, stop). `see` may be called from any thread; each sender by one at a time."""
 

@@ -83,7 +83,7 @@ def honest_ways(spec: RunSpec, vocab_size: int, threads: int, devices: tuple[str
                 return usual.record(case.epoch, case.params, case.batch)
 
     def threaded(case: Case) -> Record:
-        with _threads(threads):
+        with threads_of(threads):
             return usual.record(case.epoch, case.params, case.batch)
 
     ways: dict[str, Way] = {
@@ -124,7 +124,8 @@ def cheating_ways(spec: RunSpec, vocab_size: int, ages: tuple[int, ...]) -> dict
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_of(count: int) -> Iterator[None]:
+    """So many threads for torch, for as long as the block lasts."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -31,6 +31,7 @@ class Auditor:
         self._device = torch.device(device)
         self._strategy = find_strategy(spec)
         self._replica = Replica(spec, vocab_size, device)
+        self._coordinates: tuple[int, torch.Tensor] | None = None  # of that epoch, on the device
 
     @property
     def layout(self) -> Layout:
@@ -52,8 +53,7 @@ class Auditor:
         """
         self._replica.load(params)
         loss, gradient = self._replica.gradient(batch)
-        chosen = coordinates(self._spec.run_id, epoch, self._replica.layout, self._spec.audit.coordinates)
-        record = make_record(batch, loss, gradient, torch.from_numpy(chosen).to(gradient.device))
+        record = make_record(batch, loss, gradient, self._shown(epoch))
         values = gradient[torch.from_numpy(where).to(gradient.device)].cpu().numpy()
         return record, values
 
@@ -69,9 +69,7 @@ class Auditor:
             StateError: the result is not finite.
         """
         self._replica.place(stood.params)
-        chosen = coordinates(self._spec.run_id, epoch, self._replica.layout, self._spec.audit.coordinates)
-        inner = inner_of(self._strategy, epoch)
-        return step(self._replica, inner, stood, batch, torch.from_numpy(chosen).to(stood.params.device))
+        return step(self._replica, inner_of(self._strategy, epoch), stood, batch, self._shown(epoch))
 
     def arrived(self, stood: LocalState) -> State:
         """Where the steps have led to."""
@@ -86,6 +84,13 @@ class Auditor:
     @functools.cached_property
     def _standing(self) -> Standing:
         return Standing(inner_of(self._strategy, 0), self.layout, self._device)
+
+    def _shown(self, epoch: int) -> torch.Tensor:
+        """The coordinates [C] that records of the epoch show; drawn once for all that is recomputed of it."""
+        if self._coordinates is None or self._coordinates[0] != epoch:
+            chosen = coordinates(self._spec.run_id, epoch, self.layout, self._spec.audit.coordinates)
+            self._coordinates = epoch, torch.from_numpy(chosen).to(self._device)
+        return self._coordinates[1]
 
     def held_out_loss(self, params: Vector, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at `params` [P]; raises DataError without any batches."""

@@ -226,15 +226,7 @@ def require_ready(spec: Path, root: Path) -> str:
     Raises:
         ConfigurationError: not so; nothing was started.
     """
-    done = subprocess.run(
-        [*ARENA, "ready", "--contest", str(spec.resolve())],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=READY_SECONDS,
-        check=False,
-    )
+    done = _arena(root, READY_SECONDS, "ready", "--contest", str(spec.resolve()))
     if done.returncode:
         raise ConfigurationError(f"--contest: {' '.join(done.stderr.split()).removeprefix('error: ')}")
     return done.stdout.strip()
@@ -244,13 +236,19 @@ def leaderboard(summary: Mapping[str, Any], root: Path, columns: int) -> str:
     """The arena's table of all trials of the first validator, references among them; empty if there are none."""
     if summary["budget"] is None:
         return ""
-    done = subprocess.run(
-        [*ARENA, "leaderboard", summary["records"], "--budget", str(summary["budget"])],
+    given = ("leaderboard", summary["records"], "--budget", str(summary["budget"]))
+    done = _arena(root, SHOW_SECONDS, *given, COLUMNS=str(columns))
+    return done.stdout if done.returncode == 0 else done.stderr
+
+
+def _arena(root: Path, seconds: float, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command of the arena's, to its end."""
+    return subprocess.run(
+        [*ARENA, *arguments],
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": str(columns)},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=SHOW_SECONDS,
+        timeout=seconds,
         check=False,
     )
-    return done.stdout if done.returncode == 0 else done.stderr

@@ -20,12 +20,12 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    than `inflation` times a usual gradient of the miner. Signs, because they give each coordinate one voice, whatever
    its scale. Of numbers that have nothing to do with the work the surplus is 0 but for chance, 1 / sqrt(coordinates w);
    more is wanted where coordinates are so few that chance could reach the limit (`least_alignment`), nothing concluded
-   where that is more than honest work has, nor from a record whose gradient is far
-   smaller than the miner's others, as on a page that the model knows by heart: of that little is left in the sum. How
-   large the others are, the records show. Both limits are measured on honest work (calibrate/), with the codec of the
-   run. Late in training, when gradients are mostly noise, one honest record in some hundred points against all others
-   for once. So one record alone convicts nobody: where it is not found, twice as many are recomputed and looked for
-   together, again and again up to all of them, of which the contribution is made and nothing else (`judge_together`).
+   where that is more than honest work has, nor from a record whose gradient is far smaller than the miner's others, as
+   on a page that the model knows by heart: of that little is left in the sum. How large the others are, the records
+   show. Both limits are measured on honest work (calibrate/), with the codec of the run. Late in training, when
+   gradients are mostly noise, one honest record in some hundred points against all others for once. So one record alone
+   convicts nobody: where it is not found, twice as many are recomputed and looked for together, again and again up to
+   all of them, of which the contribution is made and nothing else (`judge_together`).
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
 the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from distributed_training.protocol import Record
 from distributed_training.run import AuditSpec
-from distributed_training.scoring.gradient import AuditResult, Finding
+from distributed_training.scoring.gradient import AuditResult, Finding, on_contribution
 
 ROUNDING = 2.0**-24  # of a float32 operation
 SMALLEST = 2.0**-126  # what is smaller may have been flushed to zero
@@ -157,11 +157,10 @@ def judge_sum(
 ) -> AuditResult:
     """The first two questions; without `sent`, as in a run with error feedback, only the first."""
     if not check_weight(records, weight, max_weight):
-        return _result(uid, epoch, Finding.WRONG_WEIGHT)
+        return on_contribution(uid, epoch, Finding.WRONG_WEIGHT)
     worst, relative = (0.0, None) if sent is None else excess(records, sent)
     finding = Finding.AGREES if worst <= 1 else Finding.NOT_THE_SUM
-    shown = relative if relative is not None and math.isfinite(relative) else None
-    return _result(uid, epoch, finding, difference=shown)
+    return on_contribution(uid, epoch, finding, difference=relative)
 
 
 def alignment(sent: Values, gradient: Values, share: float, *, zeros: bool) -> tuple[float, int]:
@@ -234,7 +233,7 @@ def judge_work(
         return None
     size = inflation(sent, gradient, relative)
     if size > audit.inflation:
-        return _result(uid, epoch, Finding.INFLATED, size=size)
+        return on_contribution(uid, epoch, Finding.INFLATED, size=size)
     found = judge_together(uid, epoch, sent, gradient, share, audit, zeros=zeros)
     return None if found is None else dataclasses.replace(found, inflation=size)
 
@@ -254,28 +253,4 @@ def judge_together(
         return None
     else:
         holds_it = surplus >= needed or points_along(sent, gradient, share, audit.alignment)
-    return _result(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus)
-
-
-def _result(
-    uid: int,
-    epoch: int,
-    finding: Finding,
-    *,
-    difference: float | None = None,
-    surplus: float | None = None,
-    size: float | None = None,
-) -> AuditResult:
-    passed = finding is Finding.AGREES
-    return AuditResult(
-        uid=uid,
-        epoch=epoch,
-        number=None,
-        agreement=1.0 if passed else 0.0,
-        passed=passed,
-        finding=finding,
-        loss_difference=None,
-        gradient_difference=difference,
-        alignment=surplus,
-        inflation=size,
-    )
+    return on_contribution(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus)

@@ -69,6 +69,34 @@ class AuditResult:
     improvement: Improvement | None = None
 
 
+def on_contribution(
+    uid: int,
+    epoch: int,
+    finding: Finding,
+    *,
+    difference: float | None = None,
+    surplus: float | None = None,
+    size: float | None = None,
+) -> AuditResult:
+    """What was found of what a miner put into the average, or made of others' parts: all right, or not at all.
+
+    `surplus` is the alignment, `size` the inflation; a `difference` that does not fit a float is left out.
+    """
+    passed = finding is Finding.AGREES
+    return AuditResult(
+        uid=uid,
+        epoch=epoch,
+        number=None,
+        agreement=1.0 if passed else 0.0,
+        passed=passed,
+        finding=finding,
+        loss_difference=None,
+        gradient_difference=difference if difference is not None and math.isfinite(difference) else None,
+        alignment=surplus,
+        inflation=size,
+    )
+
+
 def judge(
     uid: int, epoch: int, record: Record, recomputed: Record, assigned_pages: tuple[int, ...], audit: AuditSpec
 ) -> AuditResult:

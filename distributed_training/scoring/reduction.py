@@ -24,7 +24,7 @@ import numpy as np
 
 from distributed_training.averaging.codec import Codec, Floats, all_within
 from distributed_training.averaging.robust import Rule
-from distributed_training.scoring.gradient import AuditResult, Finding
+from distributed_training.scoring.gradient import AuditResult, Finding, on_contribution
 
 ROUNDING = 1e-5  # of the sum of magnitudes
 STEPS = 0.01  # of the length, where a codec rounds to steps
@@ -63,13 +63,4 @@ def compare(average: Floats, parts: Sequence[Floats], weights: Sequence[float], 
 
 def lied(reducer: int, epoch: int, difference: float) -> AuditResult:
     """The finding that a reducer's average is not that of what it was sent."""
-    return AuditResult(
-        uid=reducer,
-        epoch=epoch,
-        number=None,
-        agreement=0.0,
-        passed=False,
-        finding=Finding.NOT_REDUCED,
-        loss_difference=None,
-        gradient_difference=difference if math.isfinite(difference) else None,
-    )
+    return on_contribution(reducer, epoch, Finding.NOT_REDUCED, difference=difference)

@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from distributed_training.protocol import Mark, Record
 from distributed_training.run import AuditSpec, ReplaySpec
 from distributed_training.scoring.contribution import inflation, judge_work
-from distributed_training.scoring.gradient import AuditResult, Finding, judge
+from distributed_training.scoring.gradient import AuditResult, Finding, judge, on_contribution
 from distributed_training.scoring.improvement import Improvement
 from distributed_training.scoring.sampling import duplicates
 
@@ -74,12 +74,12 @@ def judge_chain(
     """The first question."""
     ends = [*range(0, len(records), stretch), len(records)]
     if [mark.after for mark in marks] != ends or any(m.steps != marks[0].steps + m.after for m in marks):
-        return _contribution(uid, epoch, Finding.NOT_COMMITTED)
+        return on_contribution(uid, epoch, Finding.NOT_COMMITTED)
     if marks[0].params != origin.params:
-        return _contribution(uid, epoch, Finding.OTHER_BASE)
+        return on_contribution(uid, epoch, Finding.OTHER_BASE)
     if origin.before is not None and marks[0].inner not in (origin.before, origin.empty):
-        return _contribution(uid, epoch, Finding.OTHER_INNER_STATE)
-    return _contribution(uid, epoch, Finding.AGREES)
+        return on_contribution(uid, epoch, Finding.OTHER_INNER_STATE)
+    return on_contribution(uid, epoch, Finding.AGREES)
 
 
 def as_records(records: Sequence[Record], marks: Sequence[Mark]) -> tuple[Record, ...]:
@@ -176,40 +176,26 @@ def judge_end(
     """
     if fidelity is Fidelity.EXACT:
         same = bool(np.array_equal(sent, moved))
-        return _contribution(uid, epoch, Finding.AGREES if same else Finding.NOT_ITS_STEPS)
+        return on_contribution(uid, epoch, Finding.AGREES if same else Finding.NOT_ITS_STEPS)
     if fidelity is Fidelity.LOSSY:
         found = judge_work(uid, epoch, sent, moved, 1.0, 1.0, audit, zeros=zeros)
         doubted = found is not None and found.finding is Finding.NOT_ITS_WORK  # of all that it did, there is no doubt
         return replace(found, finding=Finding.NOT_ITS_STEPS) if found is not None and doubted else found
     size = inflation(sent, moved, 1.0)
-    return replace(_contribution(uid, epoch, Finding.INFLATED), inflation=size) if size > audit.inflation else None
+    return on_contribution(uid, epoch, Finding.INFLATED, size=size) if size > audit.inflation else None
 
 
 def judge_improvement(uid: int, epoch: int, found: Improvement) -> AuditResult:
     """Of what a contribution does to the loss."""
     finding = Finding.NO_IMPROVEMENT if found.none else Finding.AGREES
-    return replace(_contribution(uid, epoch, finding), improvement=found)
+    return replace(on_contribution(uid, epoch, finding), improvement=found)
 
 
 def not_shown(uid: int, epoch: int) -> AuditResult:
     """Of a miner that owes states that it has committed to, and does not show them when it takes part again."""
-    return _contribution(uid, epoch, Finding.NOT_SHOWN)
+    return on_contribution(uid, epoch, Finding.NOT_SHOWN)
 
 
 def other_moved(uid: int, epoch: int) -> AuditResult:
     """Of a last mark that says it has moved otherwise than its state has."""
-    return _contribution(uid, epoch, Finding.NOT_ITS_WORK)
-
-
-def _contribution(uid: int, epoch: int, finding: Finding) -> AuditResult:
-    passed = finding is Finding.AGREES
-    return AuditResult(
-        uid=uid,
-        epoch=epoch,
-        number=None,
-        agreement=1.0 if passed else 0.0,
-        passed=passed,
-        finding=finding,
-        loss_difference=None,
-        gradient_difference=None,
-    )
+    return on_contribution(uid, epoch, Finding.NOT_ITS_WORK)

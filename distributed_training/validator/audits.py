@@ -20,7 +20,7 @@ from distributed_training.averaging.exhibits import Exhibits
 from distributed_training.averaging.outcome import RoundOutcome, RoundResult
 from distributed_training.averaging.plan import RoundPlan
 from distributed_training.averaging.rule_names import MEAN
-from distributed_training.averaging.witness import Sighting, Sightings
+from distributed_training.averaging.witness import sighting_of
 from distributed_training.data.loader import Loader
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
@@ -110,8 +110,9 @@ class AuditDesk:
         miners = targets(metagraph, self.miners(metagraph, seen))
         sample = self._sampled(miners, seen)
         reports = await self._inquiry.reports(sample, seen, late=late)
-        self._explain(reports, seen)
-        findings = await self._reduced(reports, seen)
+        put = self._put(reports, seen)
+        self._explain(put, seen)
+        findings = await self._reduced(reports, put, seen)
         looks = self._looks(sample, reports, seen)
         evidence = [await self._examine_miner(t, reports[t.uid], looks[t.uid], seen) for t in sample]
         return tuple(self._with(found, findings) for found in evidence)
@@ -155,11 +156,11 @@ class AuditDesk:
         contributed = {uid for round_seen in seen.rounds for uid in round_seen.asked}
         return frozenset(serving - (validators_of(metagraph, self._spec.epoch.validator_stake) - contributed))
 
-    async def _reduced(self, reports: Mapping[int, Report], seen: EpochSeen) -> Findings:
+    async def _reduced(self, reports: Mapping[int, Report], put: list[Put] | None, seen: EpochSeen) -> Findings:
         """Look at reducers among those whose reports were asked for."""
         if seen.reduction is None:
             return Findings()
-        sightings, put = seen.outcome.sightings, self._put(reports, seen)
+        sightings = seen.outcome.sightings
         suspects = [] if sightings is None or put is None else likeliest(sightings, put)
         return await self._reductions.examine(seen.epoch, seen.reduction, reports.keys(), suspects)
 
@@ -179,9 +180,9 @@ class AuditDesk:
             return None
         return [Put(each, seen.outcome.weights[uid]) for uid, each in records.items()]
 
-    def _explain(self, reports: Mapping[int, Report], seen: EpochSeen) -> None:
+    def _explain(self, put: list[Put] | None, seen: EpochSeen) -> None:
         """Tell if the average is not what the records of all who are in it add up to, as far as that can be known."""
-        limits, sightings, put = self._spec.averaging, seen.outcome.sightings, self._put(reports, seen)
+        limits, sightings = self._spec.averaging, seen.outcome.sightings
         if sightings is None or limits.codec != "none" or limits.reduction != MEAN or put is None:
             return
         off = unexplained(sightings.average, put)
@@ -225,9 +226,10 @@ class AuditDesk:
         return (self._told(judge_sum(uid, seen.epoch, records, weight, limits.max_weight, sent)),)
 
     def _sent(self, uid: int, seen: EpochSeen) -> Sent | None:
-        sightings, sighting = _sighting(seen.outcome.sightings, uid)
-        if sightings is None or sighting is None:
+        kept = sighting_of(seen.outcome.sightings, uid)
+        if kept is None:
             return None
+        sightings, sighting = kept
         shown = coordinates(self._spec.run_id, seen.epoch, self._layout, self._spec.audit.coordinates)
         return Sent(np.searchsorted(shown, sightings.known), sighting.known, sighting.errors)
 
@@ -237,7 +239,8 @@ class AuditDesk:
         """The audits that could be made, and what kept us from making the others; empty if nothing did."""
         if not chosen:
             return (), ""
-        subject = Subject(uid, seen.epoch, report.records, seen.bases[report.base_hash], seen.outcome.sightings)
+        kept = sighting_of(seen.outcome.sightings, uid)
+        subject = Subject(uid, seen.epoch, report.records, seen.bases[report.base_hash], kept)
         audits, trouble = await self._recomputation.look(subject, chosen)
         told = tuple(self._told(audit) for audit in audits)
         return told, self._not_possible(seen.epoch, trouble) if trouble else ""
@@ -300,13 +303,6 @@ class AuditDesk:
             )
         )
         return result
-
-
-def _sighting(sightings: Sightings | None, uid: int) -> tuple[Sightings | None, Sighting | None]:
-    """What was kept of a miner; nothing if we reduced no share, or its part did not come to us."""
-    if sightings is None or uid not in sightings.by_uid:
-        return None, None
-    return sightings, sightings.by_uid[uid]
 
 
 def _measured(outcome: RoundOutcome, uid: int) -> tuple[Measured, ...]:

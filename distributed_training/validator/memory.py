@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from distributed_training.events import NotSaved
 from distributed_training.schedule import Exclusion
 from distributed_training.scoring.combine import ScoreBook
 from template.errors import CorruptState
+from template.files import replace_file
 from template.telemetry import Telemetry
 
 
@@ -82,13 +82,7 @@ class MemoryFile:
 
     def save(self, memory: Memory) -> None:
         """Replace the file. Raises OSError; what was saved before is still there then."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w") as file:
-            json.dump(memory.state_dict(), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        replace_file(self._path, json.dumps(memory.state_dict()).encode())
 
 
 class Remembered:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed_training.averaging.codecs.names import parse_pair
-from distributed_training.averaging.witness import Sightings
-from distributed_training.data.loader import Loader
+from distributed_training.averaging.witness import Sighting, Sightings
+from distributed_training.data.loader import Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.worker import TrainingWorker
 from distributed_training.model.layout import Vector
@@ -39,19 +39,27 @@ class Subject:
     epoch: int
     records: Sequence[Record]
     base: Vector
-    sightings: Sightings | None
+    kept: tuple[Sightings, Sighting] | None
 
     @property
     def where(self) -> NDArray[np.int64]:
         """The validator's own coordinates; none if the miner's part did not come to us."""
-        return NOWHERE if self.sightings is None or self.uid not in self.sightings.by_uid else self.sightings.drawn
+        return NOWHERE if self.kept is None else self.kept[0].drawn
 
     @property
     def sent(self) -> NDArray[np.float32] | None:
         """What came at those coordinates."""
-        if self.sightings is None or self.uid not in self.sightings.by_uid:
-            return None
-        return self.sightings.by_uid[self.uid].drawn
+        return None if self.kept is None else self.kept[1].drawn
+
+
+async def claimed_batch(loader: Loader, epoch: int, uid: int, record: Record) -> MicroBatch:
+    """The micro-batch that a record says it is of; another one for a number that there is not, which does not agree.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    number = record.number if record.number < loader.micro_batches_per_epoch else 0
+    return await asyncio.to_thread(loader.micro_batch, epoch, uid, number)
 
 
 class Recomputation:
@@ -98,8 +106,10 @@ class Recomputation:
             self._audit,
             zeros=self._zeros,
         )
-        if found is not None:
-            (made.doubts if found.finding is Finding.NOT_ITS_WORK else made.work).append(found)
+        if found is not None and found.finding is Finding.NOT_ITS_WORK:
+            made.doubted = True
+        elif found is not None:
+            made.work.append(found)
 
     async def _together(self, made: _Made) -> None:
         """All that was recomputed, and more of the miner's records until they are found together or are all."""
@@ -124,8 +134,7 @@ class Recomputation:
     async def _recompute(self, made: _Made, record: Record) -> NDArray[np.float32] | None:
         """Its gradient at the validator's own coordinates, if the record agrees; the audit of it is noted."""
         subject = made.subject
-        number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
-        batch = await asyncio.to_thread(self._loader.micro_batch, subject.epoch, subject.uid, number)
+        batch = await claimed_batch(self._loader, subject.epoch, subject.uid, record)
         recomputed, gradient = await self._worker.run(
             lambda _: self._auditor.recompute_at(subject.epoch, subject.base, batch, subject.where)
         )
@@ -138,13 +147,13 @@ class Recomputation:
 
 
 class _Made:
-    """What was found out of one miner so far. `doubts`: comparisons that did not find one record by itself."""
+    """What was found out of one miner so far. `doubted`: some record was not found by itself."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.records: list[AuditResult] = []
         self.work: list[AuditResult] = []
-        self.doubts: list[AuditResult] = []
+        self.doubted = False
         self.gradients: dict[int, tuple[int, NDArray[np.float32]]] = {}
 
     @property
@@ -154,10 +163,6 @@ class _Made:
     @property
     def failed(self) -> bool:
         return not all(result.passed for result in self.audits)
-
-    @property
-    def doubted(self) -> bool:
-        return bool(self.doubts)
 
     @property
     def samples(self) -> int:

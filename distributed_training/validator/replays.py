@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from distributed_training.averaging.codecs.names import PairName, TopKName, parse_pair
+from distributed_training.averaging.witness import sighting_of
 from distributed_training.data.loader import IGNORED, Loader, MicroBatch
 from distributed_training.engine.audit import Auditor
 from distributed_training.engine.coordinates import coordinates
@@ -56,6 +57,7 @@ from distributed_training.scoring.replay import (
 from distributed_training.strategies.base import LocalState
 from distributed_training.validator.exhibits import Exhibits
 from distributed_training.validator.inquiry import EpochSeen, Report
+from distributed_training.validator.recomputation import claimed_batch
 from template.clock import Clock
 from template.errors import AveragingError, StateError
 from template.telemetry import Telemetry
@@ -270,8 +272,7 @@ class ReplayDesk:
         """The stretch computed again, step by step, so that a round never waits for more than one."""
         records, pages, stood = [], [], self._auditor.stand(start)
         for record in reported:
-            number = record.number if record.number < self._loader.micro_batches_per_epoch else 0
-            batch = await asyncio.to_thread(self._loader.micro_batch, epoch, uid, number)
+            batch = await claimed_batch(self._loader, epoch, uid, record)
             record, stood = await self._worker.run(functools.partial(self._step, epoch, stood, batch))
             records.append(record)
             pages.append(batch.pages)
@@ -289,11 +290,12 @@ class ReplayDesk:
         chosen = coordinates(self._spec.run_id, seen.epoch, self._auditor.layout, self._spec.audit.coordinates)
         if tuple(moved[chosen].tolist()) != end.moved:
             return [other_moved(uid, seen.epoch)]
-        sightings = seen.outcome.sightings
-        if sightings is None or uid not in sightings.by_uid:
+        kept = sighting_of(seen.outcome.sightings, uid)
+        if kept is None:
             return []
-        sent, own = sightings.by_uid[uid].drawn, moved[sightings.drawn]
-        found = judge_end(uid, seen.epoch, sent, own, self._spec.audit, self._fidelity, zeros=self._zeros)
+        sightings, sighting = kept
+        own = moved[sightings.drawn]
+        found = judge_end(uid, seen.epoch, sighting.drawn, own, self._spec.audit, self._fidelity, zeros=self._zeros)
         return [] if found is None else [found]
 
     async def _improved(

@@ -15,6 +15,7 @@ from typing import Any
 
 from distributed_training.scoring.explain import EpochScored, scored_epoch
 from template.errors import CorruptState
+from template.files import replace_file
 
 
 class ReportFile:
@@ -58,12 +59,7 @@ class ReportFile:
         self._lines += 1
 
     def _replace(self, newest: tuple[tuple[EpochScored, float], ...]) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("w") as file:
-            file.writelines(_line(event, total, self._run_id) for event, total in newest)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
+        replace_file(self._path, "".join(_line(event, total, self._run_id) for event, total in newest).encode())
         self._lines = len(newest)
 
 

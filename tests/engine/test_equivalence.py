@@ -12,21 +12,9 @@ import torch
 from distributed_training.engine.engine import Engine
 from distributed_training.model.build import build
 from distributed_training.model.layout import flatten
-from distributed_training.run import OptimizerSpec
-from tests.engine.tiny import GPT2, LENGTH, VOCAB, batch, overlapping, spec
+from tests.engine.tiny import DECAYING, GPT2, LENGTH, VOCAB, batch, overlapping, spec
 
 UPDATES, PER_EPOCH = 5, 8
-OPTIMIZER = OptimizerSpec(
-    learning_rate=3e-3,
-    minimum_learning_rate=3e-4,
-    warmup_epochs=2,
-    decay_epochs=6,
-    beta1=0.9,
-    beta2=0.95,
-    epsilon=1e-6,
-    weight_decay=0.1,
-    clip_norm=0.5,
-)
 
 
 def numbers(epoch: int) -> range:
@@ -70,7 +58,7 @@ def single_process(delay: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("miners", [1, 2, 4])
 def test_miners_follow_a_single_process(miners: int) -> None:
     """After five updates the parameters agree to 1e-6 of their norm, and all miners hold the same bits."""
-    engines = [Engine(spec(optimizer=OPTIMIZER), VOCAB) for _ in range(miners)]
+    engines = [Engine(spec(optimizer=DECAYING), VOCAB) for _ in range(miners)]
     for epoch in range(UPDATES):
         for n in numbers(epoch):
             engines[n % miners].train(batch(n, samples=1 + n % 3))
@@ -85,14 +73,14 @@ def test_miners_follow_a_single_process(miners: int) -> None:
     assert difference < 1e-6
     started = flatten(build(GPT2, VOCAB, LENGTH, seed=1))
     assert np.linalg.norm(expected - started) > 1e-2 * np.linalg.norm(started)
-    assert dataclasses.asdict(OPTIMIZER)["clip_norm"] == 0.5
+    assert dataclasses.asdict(DECAYING)["clip_norm"] == 0.5
 
 
 @pytest.mark.parametrize("miners", [1, 2, 4])
 @pytest.mark.parametrize("early", [0, 3, PER_EPOCH])
 def test_miners_that_overlap_follow_delayed_gradients(miners: int, early: int) -> None:
     """Whatever part of an epoch is trained before the one before it has ended; undelayed ones give something else."""
-    engines = [Engine(overlapping(optimizer=OPTIMIZER), VOCAB) for _ in range(miners)]
+    engines = [Engine(overlapping(optimizer=DECAYING), VOCAB) for _ in range(miners)]
 
     def train(epoch: int, chosen: range) -> None:
         for n in chosen:

@@ -17,29 +17,18 @@ from distributed_training.engine.records import records_hash
 from distributed_training.engine.replica import Replica
 from distributed_training.model.build import build
 from distributed_training.model.layout import Layout, flatten
-from distributed_training.run import OptimizerSpec, RunSpec
+from distributed_training.run import RunSpec
 from distributed_training.strategies.base import LocalState
 from template.errors import StateError
-from tests.engine.tiny import GPT2, LENGTH, VOCAB, batch
+from tests.engine.tiny import DECAYING, GPT2, LENGTH, VOCAB, batch
 from tests.strategies.live import live
 
-OPTIMIZER = OptimizerSpec(
-    learning_rate=3e-3,
-    minimum_learning_rate=3e-4,
-    warmup_epochs=2,
-    decay_epochs=6,
-    beta1=0.9,
-    beta2=0.95,
-    epsilon=1e-6,
-    weight_decay=0.1,
-    clip_norm=0.5,
-)
 STEPS = 5
 PLAIN = {"outer_learning_rate": 1.0, "outer_momentum": 0.0}
 
 
 def spec(name: str = "diloco", **changes: object) -> RunSpec:
-    return live(name, **{"optimizer": OPTIMIZER, **changes})
+    return live(name, **{"optimizer": DECAYING, **changes})
 
 
 def trained(run: RunSpec, count: int = STEPS, first: int = 0) -> Engine:
@@ -233,7 +222,7 @@ def test_a_state_hash_knows_nothing_of_inner_states() -> None:
 class Leap:
     """An inner optimiser that goes too far."""
 
-    spec = OPTIMIZER
+    spec = DECAYING
 
     def init(self, layout: Layout, device: torch.device) -> dict[str, torch.Tensor]:
         return {}

@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distributed_training.run import ModelSpec, RunSpec, load_run
+from distributed_training.run import ModelSpec, OptimizerSpec, RunSpec, load_run
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 61
 LENGTH = 16
+DECAYING = OptimizerSpec(
+    learning_rate=3e-3,
+    minimum_learning_rate=3e-4,
+    warmup_epochs=2,
+    decay_epochs=6,
+    beta1=0.9,
+    beta2=0.95,
+    epsilon=1e-6,
+    weight_decay=0.1,
+    clip_norm=0.5,
+)
 GPT2 = ModelSpec(family="gpt2", config={"n_layer": 2, "n_head": 2, "n_embd": 32})
 LLAMA = ModelSpec(
     family="llama",

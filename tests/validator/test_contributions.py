@@ -89,15 +89,21 @@ async def served(folder: Path, miners: int, **changes: Any) -> AsyncIterator[Sub
         yield net
 
 
-async def round_of(net: Subnet) -> EpochSeen:
-    """Everybody averages; what the validator saw of it."""
+async def averaged(net: Subnet) -> EpochSeen:
+    """Everybody averages; what the validator saw of it, and no chunk drawn."""
     request = net.request()
     await asyncio.gather(*(neuron.node.take_part(request) for neuron in net.neurons.values()))
     done = net.neurons[0].ended[-1]
     assert done.completed
     seen = completed_round(done.request, done.result.outcome, frozenset(net.neurons), ())
-    reduction = desk_of(net).keep(done.plan, done.result)
-    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), reduction)
+    peers = {member.uid: member.peer for member in request.group}
+    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), peers=peers)
+
+
+async def round_of(net: Subnet) -> EpochSeen:
+    """The same with what is kept to look at reducers."""
+    seen, done = await averaged(net), net.neurons[0].ended[-1]
+    return dataclasses.replace(seen, reduction=desk_of(net).keep(done.plan, done.result))
 
 
 async def epochs(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distributed_training.averaging.witness import Sighting, Sightings
+from distributed_training.averaging.witness import Sighting, Sightings, sighting_of
 from distributed_training.protocol import Record
 from distributed_training.run import load_run
 from distributed_training.scoring.gradient import Finding
@@ -80,7 +80,7 @@ async def findings(
         worker=AtOnce(),  # type: ignore[arg-type]
         rng=random.Random(1),
     )
-    audits, trouble = await desk.look(Subject(3, 5, records, sent, kept), [records[chosen]])
+    audits, trouble = await desk.look(Subject(3, 5, records, sent, sighting_of(kept, 3)), [records[chosen]])
     assert trouble == ""
     return [(audit.number, audit.finding) for audit in audits]
 

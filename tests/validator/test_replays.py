@@ -33,10 +33,10 @@ from distributed_training.validator import replays
 from distributed_training.validator.audits import AuditDesk, EpochSeen
 from distributed_training.validator.exhibits import PeerExhibits
 from distributed_training.validator.replays import ReplayDesk
-from distributed_training.validator.rounds import completed_round
 from template.clock import SystemClock
 from tests.engine import tiny
 from tests.roles import AUDIT, AVERAGING, Subnet, run_spec, serving, subnet
+from tests.validator.test_contributions import averaged
 
 LARGER = dataclasses.replace(tiny.GPT2, config={**tiny.GPT2.config, "n_embd": 64})  # enough coordinates to decide
 REPLAY = ReplaySpec(stretch=4, share=1.0, tolerance=1e-3)
@@ -185,19 +185,9 @@ class Court:
         """One epoch of everybody, and what the validator finds."""
         for uid in list(self.net.neurons)[1:]:
             await self.net.train(uid, STEPS)
-        seen = await round_of(self.net)
+        seen = await averaged(self.net)
         await asyncio.gather(*(neuron.keeper.save() for neuron in self.net.neurons.values()))
         return seen, {e.uid: e for e in await self.desk.examine(self.net.chain.metagraph, seen)}
-
-
-async def round_of(net: Subnet) -> EpochSeen:
-    request = net.request()
-    await asyncio.gather(*(neuron.node.take_part(request) for neuron in net.neurons.values()))
-    done = net.neurons[0].ended[-1]
-    assert done.completed
-    seen = completed_round(done.request, done.result.outcome, frozenset(net.neurons), ())
-    peers = {member.uid: member.peer for member in request.group}
-    return EpochSeen(done.epoch, done.request.state_hash, done.bases, done.result.outcome, (seen,), peers=peers)
 
 
 def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:
@@ -404,7 +394,7 @@ async def test_a_failed_attempt_leaves_no_false_mark(tmp_path: Path) -> None:
         await here.net.train(1, STEPS - 3, first=3)
         for uid in (2, 3):
             await here.net.train(uid, STEPS)
-        seen = await round_of(here.net)
+        seen = await averaged(here.net)
         await asyncio.gather(*(neuron.keeper.save() for neuron in here.net.neurons.values()))
         evidence = await here.desk.examine(here.net.chain.metagraph, seen)
         assert [failed(each) for each in evidence] == [set()] * 3
@@ -418,7 +408,7 @@ async def test_a_validator_that_asks_too_late_blames_nobody(tmp_path: Path, monk
         for _ in range(3):
             for uid in (1, 2, 3):
                 await here.net.train(uid, 2)
-            seen = await round_of(here.net)
+            seen = await averaged(here.net)
             first = first or seen
         assert first is not None
         evidence = await here.desk.examine(here.net.chain.metagraph, first)

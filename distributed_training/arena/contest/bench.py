@@ -19,13 +19,13 @@ import torch
 from distributed_training.arena.contest.spec import ContestSpec, TrialSpec
 from distributed_training.arena.contest.submission import source_id
 from distributed_training.arena.corpus import PAGE, Corpus, read_corpus
-from distributed_training.arena.files import replace_file, replace_json
 from distributed_training.arena.record import Subject, record
 from distributed_training.arena.simulator import Outcome, Plan, simulate
 from distributed_training.arena.trial import Trial, read_record, trial_of
 from distributed_training.run import OptimizerSpec
 from distributed_training.strategies.catalogue import build, entry_named
 from template.errors import ConfigurationError, RecordMismatch, StrategyError
+from template.files import replace_file, replace_json
 
 CPU = torch.device("cpu")  # the same bits for every validator
 FAILED = ".failed"

@@ -24,7 +24,6 @@ from distributed_training.arena.contest.submission import (
     revealed,
 )
 from distributed_training.arena.contest.validator import ContestValidator
-from distributed_training.arena.files import replace_file
 from distributed_training.arena.sandbox.backends import Backend, find_backend
 from distributed_training.arena.sandbox.limits import Limits
 from template.chain.commitments import publish_commitment, read_commitments
@@ -34,6 +33,7 @@ from template.chain.wallet import WalletConfig, open_wallet
 from template.clock import Clock, SystemClock
 from template.config import option
 from template.errors import ConfigurationError, SubmissionRefused
+from template.files import replace_file
 from template.neuron import die_with_parent
 from template.telemetry import Telemetry
 

@@ -32,9 +32,9 @@ from distributed_training.arena.contest.places import Place
 from distributed_training.arena.contest.spec import ContestSpec, Round, seeds_of
 from distributed_training.arena.contest.state import ContestState, Holder
 from distributed_training.arena.contest.submission import committed_round, largest_reveal, opened, source_id
-from distributed_training.arena.files import replace_file
 from template.chain.commitments import Commitment
 from template.errors import RecordMismatch, StrategyError, SubmissionError, SubmissionRefused
+from template.files import replace_file
 
 VERSION = 1
 LATE = "late"  # the sandbox's word

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distributed_training.arena.files import replace_json
 from template.chain.commitments import Commitment
 from template.errors import CorruptState
+from template.files import replace_json
 
 VERSION = 1
 

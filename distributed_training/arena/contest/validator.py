@@ -28,13 +28,13 @@ from distributed_training.arena.contest.places import Place
 from distributed_training.arena.contest.referee import Decision, Referee, collect, result_of, taking_part
 from distributed_training.arena.contest.spec import ContestSpec, Phase, Round, round_at, round_numbered, seeds_of
 from distributed_training.arena.contest.state import StateFile
-from distributed_training.arena.files import replace_json
 from template.chain.commitments import read_block_hash, read_commitments
 from template.chain.faults import translated
 from template.chain.metagraph import read_metagraph
 from template.chain.weights import WeightsOutcome, WeightsStatus, set_weights
 from template.clock import Clock
 from template.errors import ChainFault, ChainUnavailable, SubnetError
+from template.files import replace_json
 from template.telemetry import Telemetry
 
 TICK_SECONDS = 6.0
