@@ -10,7 +10,8 @@ it reduces nothing, as a run's leader would have it; if it `reduces`, the others
 connections that it made. The first round of a group makes its connections and does not count, but for its CONNECT.
 
 `ideal` is the longest time that any member's bytes take at its link's rate, in the busier direction; wanted: at most
-1.25 of it. Nothing is asserted.
+1.25 of it. `plain` is what plain TCP connections take for the same bytes in the same network, in turns with the rounds
+(links_plain.py): TCP's own start and losses are in it, and what the switch of wan.py costs. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -50,6 +52,8 @@ COLUMNS = (
     "seconds",
     "ideal",
     "x ideal",
+    "plain",
+    "x plain",
     "first connect s",
     "connect s",
     "planes",
@@ -74,11 +78,17 @@ class Case:
         return tuple(share / sum(shares) for share in shares)
 
     @property
+    def encoded(self) -> tuple[int, int]:
+        """Bytes of a whole contribution, and of a whole average."""
+        pair = pair_named(self.codec)
+        return pair.parts.encoded_size(self.size), pair.average.encoded_size(self.size)
+
+    @property
     def ideal(self) -> float:
         """Seconds: each sends its parts of the others' shares and the average of its own to all others, and receives
         as much the other way round."""
-        pair, others = pair_named(self.codec), len(self.rates) - 1
-        part, average = (8 * codec.encoded_size(self.size) / 1e6 for codec in (pair.parts, pair.average))
+        others = len(self.rates) - 1
+        part, average = (8 * size / 1e6 for size in self.encoded)
         busier = [
             max((1 - s) * part + s * others * average, s * others * part + (1 - s) * average) for s in self.shares
         ]
@@ -91,13 +101,14 @@ class Measured:
 
     case: Case
     seconds: float
+    plain: float
     first_connect: float
     connect: float
     planes: tuple[str, ...]
 
 
 class Worker:
-    """A member in its namespace (allreduce_worker.py)."""
+    """A process in its namespace: a member (allreduce_worker.py), or plain TCP (links_plain.py)."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -117,7 +128,7 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def workers(wan: Wan, count: int) -> AsyncIterator[list[Worker]]:
+async def workers(wan: Wan, count: int, module: str) -> AsyncIterator[list[Worker]]:
     """One worker a host, which end with the block."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment.setdefault("HIVEMIND_LOGLEVEL", "ERROR")
@@ -126,7 +137,7 @@ async def workers(wan: Wan, count: int) -> AsyncIterator[list[Worker]]:
             *wan.command(host),
             sys.executable,
             "-m",
-            "benchmarks.allreduce_worker",
+            module,
             cwd=ROOT,
             env=environment,
             stdin=asyncio.subprocess.PIPE,
@@ -151,23 +162,38 @@ async def measure(case: Case, repetitions: int, congestion: str | None) -> Measu
         Line(rate=rate, nat=case.nat is not None and host == count - 1) for host, rate in enumerate(case.rates)
     )
     results: list[list[Result]] = []
+    plain: list[float] = []
     config = WanConfig(lines=lines, delay=case.rtt / 2000, congestion=congestion)
     with tempfile.TemporaryDirectory() as folder:
-        async with Wan(config) as wan, workers(wan, count) as members:
+        async with (
+            Wan(config) as wan,
+            workers(wan, count, "benchmarks.allreduce_worker") as members,
+            workers(wan, count, "benchmarks.links_plain") as carriers,
+        ):
             await _start(case, wan, members, folder)
+            await _start_plain(case, wan, carriers)
             for repetition in range(repetitions + 1):
-                await asyncio.gather(*(member.tell({"go": repetition + 1}) for member in members))
-                answers = await asyncio.gather(*(member.answer() for member in members))
-                results.append(list(answers))
+                results.append(await _turn(members, repetition + 1))
+                plain.append(max(result["seconds"] for result in await _turn(carriers, repetition + 1)))
     connects = [max(r["states"]["CONNECT"] for r in round_) for round_ in results]
-    del results[0]
+    del results[0], plain[0]
     return Measured(
         case=case,
         seconds=statistics.median(max(r["seconds"] for r in round_) for round_ in results),
+        plain=statistics.median(plain),
         first_connect=connects[0],
         connect=statistics.median(connects[1:]),
         planes=tuple(sorted({plane for r in results[-1] for plane in r["planes"]})),
     )
+
+
+async def _turn(group: Sequence[Worker], number: int) -> list[Result]:
+    """One repetition of all; a result that says what failed ends the benchmark."""
+    await asyncio.gather(*(worker.tell({"go": number}) for worker in group))
+    answers = await asyncio.gather(*(worker.answer() for worker in group))
+    if failed := [answer["failed"] for answer in answers if "failed" in answer]:
+        raise SystemExit(failed[0])
+    return list(answers)
 
 
 async def _start(case: Case, wan: Wan, members: Sequence[Worker], folder: str) -> None:
@@ -181,6 +207,35 @@ async def _start(case: Case, wan: Wan, members: Sequence[Worker], folder: str) -
             places.append((await member.answer())["ready"])
     places += [(await member.answer())["ready"] for member in members[1:]]
     await asyncio.gather(*(member.tell({"group": places}) for member in members))
+
+
+async def _start_plain(case: Case, wan: Wan, carriers: Sequence[Worker]) -> None:
+    for rank, carrier in enumerate(carriers):
+        await carrier.tell({"host": wan.address(rank)})
+    ports = [(await carrier.answer())["ready"] for carrier in carriers]
+    places = [(wan.address(rank), port) for rank, port in enumerate(ports)]
+    streams = streams_of(case, places)
+    await asyncio.gather(*(carrier.tell({"streams": mine}) for carrier, mine in zip(carriers, streams, strict=True)))
+    await asyncio.gather(*(carrier.answer() for carrier in carriers))
+
+
+def streams_of(case: Case, places: Sequence[tuple[str, int]]) -> list[list[dict[str, Any]]]:
+    """For each host its streams: one for each member and reducer, the part there and the average back, as in a round.
+
+    A member opens those on which it sends its parts; where the reducer cannot be reached, that one opens them.
+    """
+    found: list[list[dict[str, Any]]] = [[] for _ in places]
+    behind = len(places) - 1 if case.nat is not None else None
+    for number, (member, reducer) in enumerate(itertools.permutations(range(len(places)), 2)):
+        part, average = (round(size * case.shares[reducer]) for size in case.encoded)
+        if case.shares[reducer] == 0:
+            continue
+        opens, opened = (reducer, member) if reducer == behind else (member, reducer)
+        there = {"number": number, "send": part, "receive": average}
+        back = {"number": number, "send": average, "receive": part}
+        for host, stream in ((member, there), (reducer, back)):
+            found[host].append({**stream, "address": places[opened] if host == opens else None})
+    return found
 
 
 def row(measured: Measured) -> list[str]:
@@ -197,6 +252,8 @@ def row(measured: Measured) -> list[str]:
         f"{measured.seconds:.2f}",
         f"{case.ideal:.2f}",
         f"{measured.seconds / case.ideal:.2f}",
+        f"{measured.plain:.2f}",
+        f"{measured.seconds / measured.plain:.2f}",
         f"{measured.first_connect:.2f}",
         f"{measured.connect:.2f}",
         " ".join(measured.planes),

@@ -28,6 +28,9 @@ from template.errors import AveragingError
 log = logging.getLogger(__name__)
 
 READ_AHEAD = 1 << 20  # bytes that a stream's reader takes before it is asked
+# Two peers that call each other at the same moment from the ports that they listen on get one TCP connection on which
+# both are callers: neither handshake succeeds, and both try again at the same moment, seconds later, with no end.
+OWN_PORTS = {"LIBP2P_TCP_REUSEPORT": "false"}
 STOP_SECONDS = 3.0
 Request = p2pd_pb2.Request
 
@@ -61,6 +64,7 @@ class Daemon:
             p2pd_path(),
             f"-listen=/unix{folder}/control.sock",
             *arguments,
+            env={**os.environ, **OWN_PORTS},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -58,6 +58,22 @@ async def test_the_end_leaves_nothing_and_is_final(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+async def test_nobody_calls_from_the_port_that_it_listens_on(tmp_path: Path) -> None:
+    """Where the calls of two peers cross on their way, TCP would make one connection of them, with two callers."""
+    async with Peer(peer_config(tmp_path, "called")) as called:
+        async with Peer(peer_config(tmp_path, "caller", called.addresses)) as caller:
+            known, listening = _port(called.addresses[0]), _port(caller.addresses[0])
+            connections = psutil.Process(caller.daemon_pid).net_connections("tcp")
+            calls = [c.laddr.port for c in connections if c.raddr and c.raddr.port == known]
+            assert calls
+            assert listening not in calls
+
+
+def _port(address: str) -> int:
+    return int(address.split("/tcp/")[1].split("/")[0])
+
+
+@pytest.mark.integration
 async def test_unreachable_initial_peers_are_an_error_after_bounded_tries(tmp_path: Path) -> None:
     """The message says so; nothing is left running."""
     config = PeerConfig(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.links import Case
+from benchmarks.links import Case, streams_of
 from benchmarks.wan import Gate, Line, Queue, Wan, WanConfig, WanError
 
 SERVER = "import socket,sys; c,_=socket.create_server((sys.argv[1],5300)).accept(); c.sendall(c.recv(9))"
@@ -54,6 +54,19 @@ def test_the_ideal_is_the_busiest_link() -> None:
     assert case.ideal == pytest.approx(1.5 * 32 / 100)
     uneven = Case(rates=(100.0, 300.0), rtt=50, size=1_000_000, codec="none", by_rate=True, nat=None)
     assert uneven.ideal == pytest.approx(max((0.75 + 0.25) * 32 / 100, (0.25 + 0.75) * 32 / 300))
+
+
+def test_plain_streams_carry_what_a_round_does() -> None:
+    """As many bytes each way as `ideal` counts; one side of each opens it, and whom nobody can reach opens its own."""
+    case = Case(rates=(100.0,) * 3 + (50.0,), rtt=50, size=1_000_000, codec="none", by_rate=True, nat="reduces")
+    hosts = streams_of(case, [("10.0.0.1", port) for port in range(4)])
+    ways = [max(sum(stream[way] for stream in streams) for way in ("send", "receive")) for streams in hosts]
+    slowest = max(8 * way / 1e6 / rate for way, rate in zip(ways, case.rates, strict=True))
+    assert slowest == pytest.approx(case.ideal, rel=1e-3)  # the headers of encodings are not cut like the values
+    opened = [stream["number"] for streams in hosts for stream in streams if stream["address"] is not None]
+    assert sorted(opened) == list(range(12))
+    assert len([stream for stream in hosts[3] if stream["address"] is not None]) == 6
+    assert all(stream["address"] != ("10.0.0.1", 3) for streams in hosts for stream in streams)
 
 
 @pytest.mark.integration
