@@ -53,7 +53,10 @@ class DhtConfig:
     )
     announce: tuple[str, ...] = option("multiaddresses that others can reach, where they differ", default=())
     map_port: bool = option("ask the router for a port", default=False)
-    relay: bool = option("be reachable behind a NAT through other peers", default=False)
+    direct_port: int = option("TCP port for the data of rounds; 0 takes a free one", default=0)
+    direct_public_port: int | None = option("what the router maps to it; default: the same", default=None)
+    relay: bool = option("be reached through the initial peers, from behind a NAT", default=False)
+    relay_others: bool = option("let neurons behind a NAT be reached through this one", default=False)
 
     def peer(self, identity_path: Path) -> PeerConfig:
         """The peer's own configuration."""
@@ -64,7 +67,10 @@ class DhtConfig:
             initial_peers=self.initial_peers,
             announce=self.announce,
             map_port=self.map_port,
+            direct_port=self.direct_port,
+            direct_public_port=self.direct_public_port,
             relay=self.relay,
+            relay_others=self.relay_others,
         )
 
 

@@ -3,7 +3,8 @@
 #
 #   scripts/run_validator.sh --run runs/nano.toml --netuid 1 --folder ~/validator --subtensor.network test \
 #       --wallet.name my-wallet --wallet.hotkey my-validator --axon.external_ip 203.0.113.7 --axon.port 8091 \
-#       --dht.port 8092 --hub.url hf://my-organisation/my-run --telemetry.jsonl ~/validator/events.jsonl
+#       --dht.port 8092 --dht.direct_port 8093 --hub.url hf://my-organisation/my-run \
+#       --telemetry.jsonl ~/validator/events.jsonl
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install

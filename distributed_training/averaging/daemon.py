@@ -119,9 +119,9 @@ class Daemon:
         answer = (await self._ask(Request(type=Request.IDENTIFY))).identify
         return PeerID(answer.id), tuple(Multiaddr(address) for address in answer.addrs)
 
-    async def connect(self, peer_id: PeerID, addresses: Sequence[Multiaddr]) -> None:
-        """Connect to a peer at these addresses; at once if it is connected."""
-        wanted = p2pd_pb2.ConnectRequest(peer=peer_id.to_bytes(), addrs=[address.to_bytes() for address in addresses])
+    async def connect(self, peer_id: PeerID, addresses: Sequence[bytes]) -> None:
+        """Connect to a peer at these addresses (`libp2p.parse_peer`); at once if it is connected."""
+        wanted = p2pd_pb2.ConnectRequest(peer=peer_id.to_bytes(), addrs=addresses)
         await self._ask(Request(type=Request.CONNECT, connect=wanted))
 
     async def register(self, protocol: str, socket: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 
 from hivemind.p2p import PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import read_pbmsg_safe
@@ -18,6 +19,10 @@ from distributed_training.averaging.streams import Handler, Lane
 from template.errors import AveragingError
 
 log = logging.getLogger(__name__)
+
+_OWN_ID = re.compile(r"/p2p/[^/]+$")
+_RELAYED = re.compile(r"(.+)/p2p/([^/]+)/p2p-circuit")
+_P2P, _CIRCUIT = b"\xa5\x03", b"\xa2\x02"  # codes of a multiaddress
 
 
 class Libp2pStream:
@@ -150,18 +155,26 @@ class Libp2pTransport:
             log.exception("the handler of %s failed", info.proto)
 
 
-def parse_peer(peer_id: str, addresses: tuple[str, ...]) -> tuple[PeerID, list[Multiaddr]]:
+def parse_peer(peer_id: str, addresses: tuple[str, ...]) -> tuple[PeerID, list[bytes]]:
     """A peer id and TCP addresses as the daemon takes them; a trailing /p2p/ part is dropped.
 
     Raises:
         AveragingError: not base58, not a multiaddress, or no TCP (QUIC loses streamed replies).
     """
     try:
-        remote = PeerID.from_base58(peer_id)
-        parsed = [Multiaddr(address.split("/p2p/")[0]) for address in addresses]
+        return PeerID.from_base58(peer_id), [_encoded(_OWN_ID.sub("", address)) for address in addresses]
     except (ValueError, MultiaddrError) as error:
         raise AveragingError(f"not a peer: {peer_id!r} at {addresses!r}: {error}") from error
-    for address in parsed:
-        if "tcp" not in [protocol.name for protocol in address.protocols()]:
-            raise AveragingError(f"{address} is not a TCP address")
-    return remote, parsed
+
+
+def _encoded(address: str) -> bytes:
+    """A relay's peer id is written here: the daemon does not read it as hivemind's multiaddress writes it."""
+    relayed = _RELAYED.fullmatch(address)
+    at = Multiaddr(relayed[1] if relayed else address)
+    if "tcp" not in [protocol.name for protocol in at.protocols()]:
+        raise AveragingError(f"{address} is not a TCP address")
+    encoded: bytes = at.to_bytes()
+    if relayed is None:
+        return encoded
+    relay: bytes = PeerID.from_base58(relayed[2]).to_bytes()
+    return encoded + _P2P + bytes([len(relay)]) + relay + _CIRCUIT

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_PEER_ID = 64  # bytes
 MEET_AT_ONCE = 32
+MAX_RELAYS = 16  # so many addresses fit into a binding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,11 @@ class PeerConfig:
 
     `initial_peers` are full multiaddresses (/ip4/…/tcp/…/p2p/…) of a network to join; none starts a new one. `announce`
     replaces the addresses told to others. Each of `start_attempts` may take `start_seconds`. `map_port` asks the
-    router for a port; `relay` lets peers behind a NAT be reached through others. Direct connections are taken on
-    `direct_port` (0: any free one), which others see as `direct_public_port` where a router maps it.
+    router for a port. Direct connections are taken on `direct_port` (0: any free one), which others see as
+    `direct_public_port` where a router maps it.
+
+    With `relay` a peer takes no calls: it makes them, and its initial peers, which must `relay_others`, hand it those
+    of others. With fewer than four of them the daemon waits three minutes before it asks them.
     """
 
     host: str
@@ -57,6 +61,7 @@ class PeerConfig:
     meet_seconds: float = 4.0
     map_port: bool = False
     relay: bool = False
+    relay_others: bool = False
     direct_port: int = 0
     direct_public_port: int | None = None
 
@@ -65,13 +70,24 @@ class PeerConfig:
             ipaddress.ip_address(self.host)
         except ValueError:
             raise AveragingError(f"dht host must be an IP address, not {self.host!r}") from None
-        if not 0 <= self.port <= 65535:
-            raise AveragingError(f"dht port must lie in [0, 65535], not {self.port}")
+        for port in (self.port, self.direct_port, self.direct_public_port or 0):
+            if not 0 <= port <= 65535:
+                raise AveragingError(f"a dht port must lie in [0, 65535], not {port}")
         if min(self.start_seconds, self.dht_seconds, self.meet_seconds, self.start_attempts) <= 0:
             raise AveragingError("start_seconds, dht_seconds, meet_seconds and start_attempts must be positive")
+        if self.relay and (self.relay_others or self.announce or not self.initial_peers):
+            raise AveragingError(
+                "a peer with relay is reached through its initial peers alone: name some, announce nothing and do not "
+                "relay_others"
+            )
         for address in self.initial_peers:
             if "/p2p/" not in address:
                 raise AveragingError(f"an initial peer ends in /p2p/<peer id>; {address!r} does not")
+
+    @property
+    def relays(self) -> tuple[str, ...]:
+        """Through whom we are reached, if we are behind a NAT."""
+        return self.initial_peers[:MAX_RELAYS] if self.relay else ()
 
 
 class Peer:
@@ -252,7 +268,8 @@ async def _start(config: PeerConfig) -> _Running:
 
 async def _attach(daemon: Daemon, config: PeerConfig) -> _Running:
     own, listening = await daemon.identify()
-    addresses = tuple(f"{address}/p2p/{own.to_base58()}" for address in listening)
+    places = [f"{relay}/p2p-circuit" for relay in config.relays] or listening
+    addresses = tuple(f"{place}/p2p/{own.to_base58()}" for place in places)
     transport = Libp2pTransport(daemon, own.to_base58())
     await transport.start()
     host_key = await asyncio.to_thread(HostKey.load, config.identity_path)
@@ -316,16 +333,19 @@ def _arguments(config: PeerConfig) -> list[str]:
     family = "ip6" if ":" in config.host else "ip4"
     arguments = [
         f"-id={config.identity_path}",
-        f"-hostAddrs=/{family}/{config.host}/tcp/{config.port}",
+        "-noListenAddrs=1" if config.relay else f"-hostAddrs=/{family}/{config.host}/tcp/{config.port}",
         "-dhtServer=1",
         "-tls=1",
         "-connManager=1",
         "-autonat=0",
         f"-natPortMap={int(config.map_port)}",
-        f"-relay={int(config.relay)}",
+        "-relay=1",  # be able to call through a relay
+        f"-relayService={int(config.relay_others)}",
     ]
     if config.announce:
         arguments.append(f"-announceAddrs={','.join(config.announce)}")
-    if config.relay and config.initial_peers:
-        arguments += ["-autoRelay=1", f"-trustedRelays={','.join(config.initial_peers)}"]
+    if config.relay:
+        arguments += ["-autoRelay=1", f"-trustedRelays={','.join(config.relays)}", "-forceReachabilityPrivate"]
+    if config.relay_others:
+        arguments.append("-forceReachabilityPublic")
     return arguments

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import psutil
@@ -60,13 +61,14 @@ async def test_the_end_leaves_nothing_and_is_final(tmp_path: Path) -> None:
 @pytest.mark.integration
 async def test_nobody_calls_from_the_port_that_it_listens_on(tmp_path: Path) -> None:
     """Where the calls of two peers cross on their way, TCP would make one connection of them, with two callers."""
-    async with Peer(peer_config(tmp_path, "called")) as called:
-        async with Peer(peer_config(tmp_path, "caller", called.addresses)) as caller:
-            known, listening = _port(called.addresses[0]), _port(caller.addresses[0])
-            connections = psutil.Process(caller.daemon_pid).net_connections("tcp")
-            calls = [c.laddr.port for c in connections if c.raddr and c.raddr.port == known]
-            assert calls
-            assert listening not in calls
+    async with AsyncExitStack() as stack:
+        called = await stack.enter_async_context(Peer(peer_config(tmp_path, "called")))
+        caller = await stack.enter_async_context(Peer(peer_config(tmp_path, "caller", called.addresses)))
+        known, listening = _port(called.addresses[0]), _port(caller.addresses[0])
+        connections = psutil.Process(caller.daemon_pid).net_connections("tcp")
+    calls = [c.laddr.port for c in connections if c.raddr and c.raddr.port == known]
+    assert calls
+    assert listening not in calls
 
 
 def _port(address: str) -> int:
@@ -96,7 +98,17 @@ async def test_a_daemon_that_cannot_start_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"host": "localhost"}, {"port": 70000}, {"start_attempts": 0}, {"initial_peers": ("/ip4/127.0.0.1/tcp/1",)}],
+    [
+        {"host": "localhost"},
+        {"port": 70000},
+        {"direct_port": 70000},
+        {"direct_public_port": -1},
+        {"start_attempts": 0},
+        {"initial_peers": ("/ip4/127.0.0.1/tcp/1",)},
+        {"relay": True},
+        {"relay": True, "initial_peers": (NOWHERE,), "relay_others": True},
+        {"relay": True, "initial_peers": (NOWHERE,), "announce": ("/ip4/10.0.0.1/tcp/1",)},
+    ],
 )
 def test_bad_configurations_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
     """At once, with the name of what is wrong."""

@@ -62,7 +62,8 @@ def arguments(folder: Path, changes: Flags, role: str = "miner") -> list[str]:
         "hub.url": f"dir://{folder}/hub",
         **changes,
     }
-    return [text for name, value in flags.items() if value is not None for text in (f"--{name}", str(value))]
+    given = {f"--{name}": value for name, value in flags.items() if value is not None}
+    return [text for flag, value in given.items() for text in ([flag] if value is True else [flag, str(value)])]
 
 
 def small_corpus(folder: Path) -> Path:
@@ -103,6 +104,8 @@ WRONG: dict[str, Case] = {
     "nowhere to write": (lambda f: {"folder": "/proc/here"}, r"--folder /proc/here cannot be made: .*choose another"),
     "not reachable": (lambda f: {"axon.ip": "0.0.0.0"}, r"give --axon.external_ip the address"),
     "a name for an address": (lambda f: {"axon.ip": "localhost"}, r"--axon.ip 'localhost' is not an IP address"),
+    "a relay of nobody": (lambda f: {"dht.relay": True}, r"reached through its initial peers alone: name some"),
+    "a port that is none": (lambda f: {"dht.direct_port": 70000}, r"a dht port must lie in \[0, 65535\], not 70000"),
     "a bad number": (lambda f: {"netuid": "one"}, r"--netuid must be a whole number; found 'one'"),
     "a pause of nothing": (lambda f: {"chain.poll_seconds": 0}, r"--chain.poll_seconds must be above 0"),
 }
