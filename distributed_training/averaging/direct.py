@@ -28,6 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, ValidationError
 
+from distributed_training.averaging.addresses import is_relayed
 from distributed_training.averaging.identity import HostKey
 from distributed_training.averaging.lane import in_thread
 from distributed_training.averaging.sealed import KEY, SMALL, Connection, Incoming, Outgoing
@@ -424,7 +425,7 @@ class DirectTransport:
 
 def direct_addresses(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
     """Where a peer with these libp2p addresses takes direct connections: at its own IPs, not at its relays'."""
-    own = [address.split("/") for address in addresses if "/p2p-circuit" not in address]
+    own = [address.split("/") for address in addresses if not is_relayed(address)]
     ips = [f"/{words[1]}/{words[2]}" for words in own if len(words) > 3 and words[1] in ("ip4", "ip6")]
     return tuple(f"{ip}/tcp/{port}" for ip in dict.fromkeys(ips))
 

@@ -13,6 +13,7 @@ from hivemind.proto import p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.multiaddr.exceptions import Error as MultiaddrError
 
+from distributed_training.averaging.addresses import CIRCUIT
 from distributed_training.averaging.daemon import READ_AHEAD, Daemon
 from distributed_training.averaging.lane import StreamLane
 from distributed_training.averaging.streams import Handler, Lane
@@ -21,8 +22,8 @@ from template.errors import AveragingError
 log = logging.getLogger(__name__)
 
 _OWN_ID = re.compile(r"/p2p/[^/]+$")
-_RELAYED = re.compile(r"(.+)/p2p/([^/]+)/p2p-circuit")
-_P2P, _CIRCUIT = b"\xa5\x03", b"\xa2\x02"  # codes of a multiaddress
+_RELAYED = re.compile(rf"(.+)/p2p/([^/]+){CIRCUIT}")
+_P2P_CODE, _CIRCUIT_CODE = b"\xa5\x03", b"\xa2\x02"  # in a multiaddress's bytes
 
 
 class Libp2pStream:
@@ -177,4 +178,4 @@ def _encoded(address: str) -> bytes:
     if relayed is None:
         return encoded
     relay: bytes = PeerID.from_base58(relayed[2]).to_bytes()
-    return encoded + _P2P + bytes([len(relay)]) + relay + _CIRCUIT
+    return encoded + _P2P_CODE + bytes([len(relay)]) + relay + _CIRCUIT_CODE

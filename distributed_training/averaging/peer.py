@@ -21,6 +21,7 @@ from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.p2pclient import Client
 from hivemind.utils.multiaddr import Multiaddr
 
+from distributed_training.averaging.addresses import CIRCUIT
 from distributed_training.averaging.daemon import Daemon
 from distributed_training.averaging.direct import DirectConfig, DirectTransport
 from distributed_training.averaging.identity import HostKey
@@ -268,7 +269,7 @@ async def _start(config: PeerConfig) -> _Running:
 
 async def _attach(daemon: Daemon, config: PeerConfig) -> _Running:
     own, listening = await daemon.identify()
-    places = [f"{relay}/p2p-circuit" for relay in config.relays] or listening
+    places = [relay + CIRCUIT for relay in config.relays] or listening
     addresses = tuple(f"{place}/p2p/{own.to_base58()}" for place in places)
     transport = Libp2pTransport(daemon, own.to_base58())
     await transport.start()

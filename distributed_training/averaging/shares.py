@@ -27,6 +27,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from distributed_training.averaging.addresses import is_relayed
 from distributed_training.protocol import Member, Transfer
 
 MOST = 2.0  # times an equal share of what the miners reduce
@@ -35,8 +36,6 @@ LEAST_BYTES = 1 << 16  # of a transfer: shorter ones measure the delay of the li
 STEP = 4.0  # a rate counts as at most so many times, or this part of, what was known before
 PULL = 0.3  # how far a new rate moves the known one, in logarithms
 ROUNDS_OF_SEARCH = 100  # halvings: beyond the precision of floats
-
-_RELAYED = "/p2p-circuit"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Traffic:
 
 def dialable(addresses: Sequence[str]) -> bool:
     """Whether anybody can open a connection to a peer; else it is a client, reached through relays if at all."""
-    return any(_RELAYED not in address for address in addresses)
+    return any(not is_relayed(address) for address in addresses)
 
 
 def reported(reports: Mapping[int, Sequence[Transfer]]) -> dict[int, Rate]:

@@ -31,7 +31,6 @@ class Auditor:
         self._device = torch.device(device)
         self._strategy = find_strategy(spec)
         self._replica = Replica(spec, vocab_size, device)
-        self._coordinates: tuple[int, torch.Tensor] | None = None  # of that epoch, on the device
 
     @property
     def layout(self) -> Layout:
@@ -86,11 +85,9 @@ class Auditor:
         return Standing(inner_of(self._strategy, 0), self.layout, self._device)
 
     def _shown(self, epoch: int) -> torch.Tensor:
-        """The coordinates [C] that records of the epoch show; drawn once for all that is recomputed of it."""
-        if self._coordinates is None or self._coordinates[0] != epoch:
-            chosen = coordinates(self._spec.run_id, epoch, self.layout, self._spec.audit.coordinates)
-            self._coordinates = epoch, torch.from_numpy(chosen).to(self._device)
-        return self._coordinates[1]
+        """The coordinates [C] that records of the epoch show, on the device."""
+        chosen = coordinates(self._spec.run_id, epoch, self.layout, self._spec.audit.coordinates)
+        return torch.from_numpy(chosen).to(self._device)
 
     def held_out_loss(self, params: Vector, batches: Iterable[MicroBatch]) -> float:
         """Nats per token at `params` [P]; raises DataError without any batches."""
