@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from bittensor import Client
@@ -13,6 +14,8 @@ from template.chain.metagraph import Metagraph, read_metagraph
 from template.clock import Clock
 from template.errors import ChainFault, ConfigurationError
 from template.telemetry import Event, Telemetry
+
+SECOND_LOOK_SECONDS = 5.0  # what somebody waits at most for a newer view, before he is refused by the old one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class ChainWatch:
         self._config = config
         self._telemetry = telemetry
         self._clock = clock
+        self._looking = asyncio.Lock()
+        self._looked_again = -math.inf
         self.metagraph = first
         self.block = first.block
 
@@ -75,17 +80,39 @@ class ChainWatch:
         while True:
             await self._clock.sleep(pause)
             try:
-                await self._look()
+                async with self._looking:
+                    await self._look(self._config.refresh_blocks)
                 pause = self._config.poll_seconds
             except ChainFault as error:
                 pause = min(2 * pause, self._config.longest_retry_seconds)
                 self._telemetry.emit(ChainSilent(reason=str(error), retry_seconds=pause))
 
-    async def _look(self) -> None:
+    async def look_again(self) -> bool:
+        """Whether there is a newer metagraph now than a moment ago: it is read if it is a block old, whoever asks, at
+        most once in `poll_seconds`. A chain that is silent is told; its last snapshot stays in use.
+        """
+        before = self.metagraph
+        try:
+            with translated("looking at the chain again"):
+                async with asyncio.timeout(SECOND_LOOK_SECONDS), self._looking:
+                    if self.metagraph is before and self._may_look_again():
+                        await self._look(1)
+        except ChainFault as error:
+            self._telemetry.emit(ChainSilent(reason=str(error), retry_seconds=self._config.poll_seconds))
+        return self.metagraph is not before
+
+    def _may_look_again(self) -> bool:
+        now = self._clock.monotonic()
+        if now - self._looked_again < self._config.poll_seconds:
+            return False
+        self._looked_again = now
+        return True
+
+    async def _look(self, refresh_blocks: int) -> None:
         with translated("reading the head of the chain"):
             async with asyncio.timeout(self._config.answer_seconds):
                 block = await self._client.block()
-        if block - self.metagraph.block >= self._config.refresh_blocks:
+        if block - self.metagraph.block >= refresh_blocks:
             netuid, mechid = self.metagraph.netuid, self.metagraph.mechid
             with translated(f"reading the metagraph of subnet {netuid}"):
                 async with asyncio.timeout(self._config.answer_seconds):

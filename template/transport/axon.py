@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_NAME = 64
 LINGER_S = 0.5
 LINGER_BYTES = 256 * 1024
+OF_THE_VIEW = frozenset({Reason.UNREGISTERED, Reason.NO_PERMIT})  # refusals that a newer view of the subnet may lift
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 Handler = Callable[[AnyRequest, Caller], Awaitable[Response]]
@@ -188,6 +189,7 @@ class Axon:
         self._telemetry = telemetry or Telemetry()
         self._clock = clock or SystemClock()
         self._routes: dict[str, _Route] = {}
+        self._directory = directory
         self._policy = Policy(
             directory,
             self._config.nonce_store(self._now_ns()),
@@ -226,10 +228,6 @@ class Axon:
         if path in self._routes:
             raise ValueError(f"{path} is attached already")
         self._routes[path] = _Route(request, handler, validators_only)
-
-    def set_directory(self, directory: Directory) -> None:
-        """Decide by this view of the subnet from now on."""
-        self._policy.set_directory(directory)
 
     async def start(self) -> None:
         """Listen. `ConfigurationError` if the port or address cannot be had."""
@@ -303,13 +301,7 @@ class Axon:
         visit.body = body
         visit.request = self._verified(visit, body)
         route = self._routes.get(visit.target)
-        visit.caller = self._policy.admit(
-            visit.request.sender,
-            visit.request.nonce,
-            validators_only=route is not None and route.validators_only,
-            now_ns=visit.arrived_ns,
-            now_s=visit.arrived_s,
-        )
+        visit.caller = await self._admitted(visit, visit.request, route is not None and route.validators_only)
         if route is None:
             raise refuse(Reason.UNKNOWN_SYNAPSE, f"no such synapse; this neuron answers {sorted(self._routes)}")
         if visit.method != "POST":
@@ -318,6 +310,25 @@ class Axon:
         if message.run_id != self._run_id:
             raise refuse(Reason.WRONG_RUN, f"this neuron trains run {self._run_id}, you asked for run {message.run_id}")
         return await self._handled(visit, visit.caller, route, message)
+
+    async def _admitted(self, visit: _Visit, request: SignedRequest, validators_only: bool) -> Caller:
+        """Who asks. Nobody is refused by an old view of the subnet: it is looked at again first."""
+
+        def admit() -> Caller:
+            return self._policy.admit(
+                request.sender,
+                request.nonce,
+                validators_only=validators_only,
+                now_ns=visit.arrived_ns,
+                now_s=visit.arrived_s,
+            )
+
+        try:
+            return admit()
+        except Refused as refusal:
+            if refusal.reason not in OF_THE_VIEW or not await self._directory.look_again():
+                raise
+        return admit()
 
     def _verified(self, visit: _Visit, body: bytes) -> SignedRequest:
         """Freshness counts from the arrival of the headers: a slow line must not make a large body stale."""

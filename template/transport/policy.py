@@ -20,13 +20,16 @@ NANO = 1_000_000_000
 
 
 class Directory(Protocol):
-    """A frozen view of who is registered on the subnet."""
+    """The latest view of who is registered on the subnet."""
 
     def uid_of(self, hotkey: str) -> int | None:
         """The hotkey's uid, or None if it has none."""
 
     def is_validator(self, uid: int) -> bool:
         """Whether the uid may send what only validators may send (permit, or stake above the floor)."""
+
+    async def look_again(self) -> bool:
+        """Called before somebody is refused for what the view says of him: whether there is a newer one now."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +158,6 @@ class Policy:
         self._by_address = by_address
         self._by_hotkey = by_hotkey
 
-    def set_directory(self, directory: Directory) -> None:
-        """Decide by this view from now on."""
-        self._directory = directory
-
     def restart(self, nonces: NonceStore) -> None:
         """Begin anew with an empty store whose `started_ns` is now."""
         self._nonces = nonces
@@ -170,11 +169,10 @@ class Policy:
 
     def admit(self, hotkey: str, nonce: int, *, validators_only: bool, now_ns: int, now_s: float) -> Caller:
         """The caller behind an authenticated hotkey: registered, permitted, not replayed, within its rate."""
-        directory = self._directory
-        uid = directory.uid_of(hotkey)
+        uid = self._directory.uid_of(hotkey)
         if uid is None:
             raise refuse(Reason.UNREGISTERED, f"hotkey {hotkey} is not registered on this subnet")
-        if validators_only and not directory.is_validator(uid):
+        if validators_only and not self._directory.is_validator(uid):
             raise refuse(Reason.NO_PERMIT, f"uid {uid} has no validator permit and too little stake")
         self._nonces.take(hotkey, nonce, now_ns)
         if not self._by_hotkey.take(hotkey, now_s):

@@ -30,6 +30,7 @@ class Flaky:
             await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
+        await asyncio.sleep(0)  # as over a network: others have their turn
         return int(await self._client.block())
 
     def __getattr__(self, name: str) -> Any:
@@ -123,6 +124,38 @@ async def test_it_is_the_axon_s_directory(chain: Any, wallet: Any) -> None:
         assert at.watch.uid_of(wallet("m1").keys.hotkey) == 2
         assert at.watch.uid_of("5Nobody") is None
         assert [at.watch.is_validator(uid) for uid in range(4)] == [False, True, False, False]
+
+
+async def test_a_second_look_sees_what_came_since(chain: Any, wallet: Any) -> None:
+    """A permit given after the last read counts at once; in a second there is one read, whoever asks."""
+    async with watched(chain, refresh_blocks=1000) as at:
+        assert not at.watch.is_validator(1)
+        assert not await at.watch.look_again()
+        chain.advance(25)
+        assert not await at.watch.look_again(), "looked a moment ago"
+        await at.clock.advance(1)
+        assert await asyncio.gather(*(at.watch.look_again() for _ in range(5))) == [True] * 5
+        assert at.watch.is_validator(1)
+        seen = at.watch.metagraph
+        chain.advance(1)
+        assert not await at.watch.look_again()
+        assert at.watch.metagraph is seen
+
+
+async def test_a_second_look_at_a_silent_chain_ends(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for it is refused by the old view, in time; the silence is told."""
+    monkeypatch.setattr("template.chain.watch.SECOND_LOOK_SECONDS", 0.05)
+    async with watched(chain) as at:
+        before = at.watch.metagraph
+        at.client.hangs = True
+        assert not await at.watch.look_again()
+        at.client.hangs, at.client.error = False, ConnectionRefusedError("the node is away")
+        await at.clock.advance(1)
+        assert not await at.watch.look_again()
+        assert at.watch.metagraph is before
+        assert "looking at the chain again" in at.sink.records[0]["reason"]
+        assert any("the node is away" in record["reason"] for record in at.sink.records)
+        at.client.error = None
 
 
 @pytest.mark.parametrize("field", ["refresh_blocks", "poll_seconds", "longest_retry_seconds", "answer_seconds"])

@@ -147,15 +147,6 @@ def test_strangers_and_callers_without_permit_are_refused() -> None:
     assert admit(gate, ALICE.ss58_address, validators_only=True).uid == 0
 
 
-def test_a_new_directory_counts_from_the_next_request() -> None:
-    """A hotkey that left is refused, one that came is served."""
-    gate = policy()
-    gate.set_directory(Register(hotkeys=(EVE.ss58_address,)))
-    assert admit(gate, EVE.ss58_address).uid == 0
-    with pytest.raises(Refused):
-        admit(gate, ALICE.ss58_address)
-
-
 def test_replays_do_not_use_up_the_victims_rate() -> None:
     """Somebody who repeats a caller's request cannot lock that caller out."""
     gate = policy(rate=0.001, burst=2)

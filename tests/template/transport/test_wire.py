@@ -85,13 +85,29 @@ async def test_a_stranger_is_refused_with_a_signed_reason(wire: Wire, handlers: 
     assert refusals(sink) == [("unregistered", EVE.ss58_address, "Ping")]
 
 
-async def test_a_directory_is_swapped_while_serving(wire: Wire, handlers: Handlers) -> None:
-    """The metagraph of the next block decides at once."""
-    axon = axon_of(handlers)
-    async with wire.serving(axon) as target:
-        axon.set_directory(Register(hotkeys=(EVE.ss58_address,), validators=frozenset({0})))
-        assert (await ask(wire, target, Secret(run_id=RUN), key=EVE)).reason == "ok"
+@pytest.mark.parametrize("key", [EVE, CHARLIE])
+async def test_nobody_is_refused_by_an_old_view(wire: Wire, handlers: Handlers, key: Keypair) -> None:
+    """Whoever registered, or got a permit, since the chain was read is let in; who is known costs no second look, and
+    who is gone in the newer view is refused."""
+    newer = Register(hotkeys=(key.ss58_address, BOB.ss58_address), validators=frozenset({0}))
+    directory = Register(newer=newer)
+    async with wire.serving(axon_of(handlers, directory=directory)) as target:
+        assert (await ask(wire, target, Secret(run_id=RUN))).reason == "ok"
+        assert directory.looks == 0
+        assert (await ask(wire, target, Secret(run_id=RUN), key=key)).reason == "ok"
+        assert directory.looks == 1
         assert (await ask(wire, target)).reason == "unregistered"
+        assert (directory.looks, handlers.calls) == (2, 2)
+
+
+async def test_only_what_the_view_decides_is_looked_at_again(wire: Wire, handlers: Handlers) -> None:
+    """Somebody who repeats himself, or forges, does not make this neuron ask the chain."""
+    directory = Register()
+    async with wire.serving(axon_of(handlers, directory=directory)) as target:
+        assert (await ask(wire, target, Ping(run_id="other-run", number=1))).reason == "wrong_run"
+        async with wire.raw(target) as client:
+            assert (await client.post("/Ping", content=b"{}")).status_code == 401
+    assert directory.looks == 0
 
 
 async def test_another_run_is_refused_naming_both(wire: Wire, handlers: Handlers) -> None:

@@ -44,18 +44,27 @@ class Secret(Request):
     Answer: ClassVar[type[Response]] = Pong
 
 
-@dataclass(frozen=True)
+@dataclass
 class Register:
-    """A directory: hotkeys by uid, and which uids are validators."""
+    """A directory: hotkeys by uid, and which uids are validators. `newer` is what a second look at the chain shows."""
 
     hotkeys: tuple[str, ...] = (ALICE.ss58_address, BOB.ss58_address, CHARLIE.ss58_address)
     validators: frozenset[int] = frozenset({0})
+    newer: Register | None = None
+    looks: int = 0
 
     def uid_of(self, hotkey: str) -> int | None:
         return self.hotkeys.index(hotkey) if hotkey in self.hotkeys else None
 
     def is_validator(self, uid: int) -> bool:
         return uid in self.validators
+
+    async def look_again(self) -> bool:
+        self.looks += 1
+        if self.newer is None:
+            return False
+        self.hotkeys, self.validators, self.newer = self.newer.hotkeys, self.newer.validators, None
+        return True
 
 
 class Handlers:
@@ -83,11 +92,12 @@ def axon_of(
     clock: Clock | None = None,
     key: Keypair = BOB,
     run_id: str = RUN,
+    directory: Register | None = None,
     **settings: Any,
 ) -> Axon:
     """Bob's axon on a free port of this machine, with both synapses; settings of `AxonConfig` as given."""
     config = AxonConfig(**{"ip": "127.0.0.1", "port": 0, **settings})
-    axon = Axon(key, run_id, Register(), config, Telemetry([sink] if sink else []), clock)
+    axon = Axon(key, run_id, directory or Register(), config, Telemetry([sink] if sink else []), clock)
     axon.attach(Ping, handlers.ping, validators_only=False)
     axon.attach(Secret, handlers.secret, validators_only=True)
     return axon
