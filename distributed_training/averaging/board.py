@@ -39,7 +39,7 @@ class Link:
         self.records: str | None = None  # the hash of the records that its contribution is made of, as it told us
         self.parts: str | None = None  # the hash of all that it sends, as it told us
         self.vote: Vote | None = None
-        self.lost = False  # its control stream ended
+        self.lost_at: float | None = None  # time.monotonic() at which its control stream ended
         self.data_open = False  # it opened its one data stream
         self.data_live = False  # which has not ended yet
         self.part_done = not part_due  # its part of our share is here, or none is due
@@ -54,6 +54,10 @@ class Link:
     @property
     def connected(self) -> bool:
         return self.voting is not None and self.greeting is not None and self.plane is not None
+
+    @property
+    def lost(self) -> bool:
+        return self.lost_at is not None
 
     @property
     def gave_up(self) -> bool:
@@ -213,6 +217,10 @@ class Board:
         )
 
     def ring(self) -> None:
+        self._bell.set()
+
+    async def ring_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
         self._bell.set()
 
     async def until(self, done: Callable[[], bool], deadline: float, hopeless: Callable[[], bool]) -> bool:

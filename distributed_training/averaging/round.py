@@ -51,7 +51,8 @@ class RoundConfig:
     """`retry_seconds` between attempts to connect; `settle_seconds` to hear the others' reasons when a round fails.
 
     Who was lost in CONNECT is asked again for up to `ask_seconds`, and in EXCHANGE streams stay open as long for those
-    who have not seen yet what another one saw: a busy machine may need it.
+    who have not seen yet what another one saw: a busy machine may need it. What somebody sent before it was lost has
+    half of `settle_seconds` to arrive.
     A direct connection may take `direct_seconds` and at most `direct_share` of CONNECT; libp2p takes over then.
     """
 
@@ -245,11 +246,16 @@ class Round:
         return self._board.state is RoundState.EXCHANGE and self._decision() is Decision.ABORT
 
     def _matters(self, failed: Failure) -> bool:
-        """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more."""
+        """Whether a failure leaves us without something. Who is lost after it delivered costs its vote, no more; what
+        it delivered may come a moment after the news of its end. (That its data streams broke is told by a suspicion.)
+        """
         link = self._board.links[failed.uid]
         if failed.uid in self._board.harmless:
             return False
-        return failed.role != "voter" or not (link.connected and link.part_done and link.average_done)
+        if failed.role != "voter" or not link.connected:
+            return True
+        on_its_way = link.lost_at is not None and time.monotonic() - link.lost_at < self._config.settle_seconds / 2
+        return not (link.part_done and link.average_done) and not on_its_way
 
     def _name_the_late(self, *, all_heard: bool = False) -> None:
         """Once all were heard, who owes us its part must have had a better reason to give up than its own word."""
@@ -457,8 +463,9 @@ class Round:
             self._board.suspect(link.member.uid, "voter", reason)
             self._board.spawn(self._ask_again(link))
             return
-        link.lost = True
+        link.lost_at = time.monotonic()
         self._board.fail(link.member.uid, "voter", reason)
+        self._board.spawn(self._board.ring_after(self._config.settle_seconds / 2))
 
     async def _ask_again(self, link: Link) -> None:
         """Hear why it left, if it still runs; the round's end ends this, and the suspicion stands."""

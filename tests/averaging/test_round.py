@@ -23,7 +23,7 @@ from distributed_training.averaging.outcome import RoundResult, RoundState
 from distributed_training.averaging.plan import RoundPlan, StateDeadlines
 from distributed_training.averaging.reducer import Reducer
 from distributed_training.averaging.round import PROTOCOL
-from distributed_training.averaging.streams import Lane
+from distributed_training.averaging.streams import Lane, Stream
 from template.errors import AveragingError
 from tests.averaging.groups import contributions, exact_mean, make_plan, member, memory_group, weights
 
@@ -381,6 +381,50 @@ async def test_a_member_that_dies_before_its_vote_does_not_stop_the_others(monke
         results.pop(0)
         assert {r.outcome.state for r in results.values()} == {RoundState.DONE}
         assert {r.outcome.agreed for r in results.values()} == {(1, 2, 3)}
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_what_a_member_sent_before_it_died_may_come_after_the_news(
+    monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """Its average lies in the others' sockets when they see its control streams end: they commit. If it does not come,
+    they do not wait for the deadline."""
+    async with memory_group(4) as (group, _):
+        commit, lose, receive = round.Round._commit, round.Round._lose, exchange.Exchange._receive_average
+        news = {uid: asyncio.Event() for uid in range(3)}
+
+        async def die_instead(self: round.Round, exchange_end: float) -> RoundResult:
+            if self._uid == 3:
+                for link in self._board.links.values():
+                    for stream in (link.voting, link.greeting):
+                        assert stream is not None
+                        stream.abort()
+                await asyncio.sleep(3600)  # what it wrote stays where it is
+            return await commit(self, exchange_end)
+
+        def hear(self: round.Round, link: Link, stream: Stream, error: AveragingError) -> None:
+            lose(self, link, stream, error)
+            if arrives and self._uid != 3:
+                news[self._uid].set()
+
+        async def read_late(self: exchange.Exchange, link: Link, stream: Stream, lane: Lane) -> None:
+            if link.member.uid == 3:
+                await news[self._uid].wait()
+            await receive(self, link, stream, lane)
+
+        monkeypatch.setattr(round.Round, "_commit", die_instead)
+        monkeypatch.setattr(round.Round, "_lose", hear)
+        monkeypatch.setattr(exchange.Exchange, "_receive_average", read_late)
+        plan = make_plan(group.members(auxiliary=[3]), 1000, quorum=0.67)
+        values, began = contributions(plan), time.monotonic()
+        victim = asyncio.create_task(group.averagers[3].run(plan, None, 0.0))
+        results = await group.run(plan, values, without=[3])
+        assert not victim.done()
+        victim.cancel()
+        await asyncio.wait({victim})
+        assert {f.uid for r in results.values() for f in r.outcome.failures} == {3}
+        assert {r.outcome.state for r in results.values()} == {RoundState.DONE if arrives else RoundState.ABORTED}
+        assert time.monotonic() - began < plan.deadlines.exchange
 
 
 async def test_without_a_quorum_everybody_keeps_its_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,7 +223,7 @@ def test_stall_is_ridden_out(dataset_server: HubServer, repository: Path, docume
     """A server that sends nothing is left after the idle time."""
     commit = add_dataset(dataset_server, REPOSITORY, repository)
     dataset = Dataset(REPOSITORY, "sample-350BT", "train", commit, "text")
-    store = Patient(HttpStore(files_address(dataset), timeouts=ReadTimeouts(connect=5, idle=0.3, answer=5)), HASTE)
+    store = Patient(HttpStore(files_address(dataset), timeouts=ReadTimeouts(connect=5, idle=1, answer=10)), HASTE)
     source = DatasetSource(store, find_index(dataset, store, None), 3, None)
     held = threading.Event()
     dataset_server.inject(Fault("GET", PARQUET, hold=held))

@@ -36,9 +36,10 @@ def test_killed_neurons_cost_at_most_an_attempt_and_come_back(tmp_path: Path) ->
         subnet.start("miner-3", instead=dying)
         others = ["validator-1", "validator-2", "miner-1", "miner-2"]
         subnet.wait("miner-3 to die in a round", lambda: subnet.died() == {"miner-3": -9}, 120)
-        epoch = subnet.story.epochs
-        subnet.wait_for_epoch(epoch + 2, *others)
+        torn = {subnet.story.neurons["miner-3"].epoch}
+        subnet.wait_for_epoch(subnet.story.epochs + 2, *others)
 
+        torn |= {subnet.story.epochs, subnet.story.epochs + 1}
         subnet.kill("miner-2")
         subnet.start("miner-3")
         subnet.wait_for_epoch(subnet.story.epochs + 2, "validator-1", "validator-2", "miner-1", "miner-3")
@@ -54,7 +55,10 @@ def test_killed_neurons_cost_at_most_an_attempt_and_come_back(tmp_path: Path) ->
         assert agreed(subnet), subnet.state()
         assert not subnet.died(), subnet.state()
         missed = f"{leader}: epoch "  # it says of each epoch that it was dead in that it could not audit it
-        faults = [f for f in subnet.story.faults if not (f.startswith(missed) and "was in no round" in f)]
+        missed_round = [f for f in subnet.story.faults if "was in no round" in f]
+        # Who dies in a round may have told one validator more than the other, which then goes without that round.
+        excused = [f for f in missed_round if f.startswith(missed) or any(f"epoch {e} " in f for e in torn)]
+        faults = [f for f in subnet.story.faults if f not in excused]
         # Epochs of less than a second, and a miner that has just died is waited for: that is told, and no fault here.
         faults = [f for f in faults if "audits cannot keep up" not in f]
         assert not faults, subnet.state()
