@@ -23,9 +23,10 @@ Three questions, each of which an honest miner answers rightly whatever the mach
    where that is more than honest work has, nor from a record whose gradient is far smaller than the miner's others, as
    on a page that the model knows by heart: of that little is left in the sum. How large the others are, the records
    show. Both limits are measured on honest work (calibrate/), with the codec of the run. Late in training, when
-   gradients are mostly noise, one honest record in some hundred points against all others for once. So one record alone
-   convicts nobody: where it is not found, twice as many are recomputed and looked for together, again and again up to
-   all of them, of which the contribution is made and nothing else (`judge_together`).
+   gradients are mostly noise, one honest record in some hundred points against all others for once; and where records
+   show few coordinates, the sizes that they show are far off now and then. So one record alone convicts nobody: where
+   it is not found, or is too small, twice as many are recomputed and looked for together, again and again up to all of
+   them, of which the contribution is made and nothing else (`judge_together`).
 
 What this cannot see: garbage in the shares that miners reduce, sent by one who is honest towards validators. It costs
 the full work and is limited by the rule of the reduction. Where it touches the coordinates of the records it shows in
@@ -34,7 +35,6 @@ the average, which is not what all records add up to then (`unexplained`); by wh
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,13 +229,9 @@ def judge_work(
         relative: the record's `relative_size`.
         zeros: see `alignment`.
     """
-    if relative < USUAL or not gradient.any():
+    if relative < USUAL:
         return None
-    size = inflation(sent, gradient, relative)
-    if size > audit.inflation:
-        return on_contribution(uid, epoch, Finding.INFLATED, size=size)
-    found = judge_together(uid, epoch, sent, gradient, share, audit, zeros=zeros)
-    return None if found is None else dataclasses.replace(found, inflation=size)
+    return _judged(uid, epoch, sent, gradient, share, relative, audit, zeros=zeros)
 
 
 def judge_together(
@@ -243,8 +239,27 @@ def judge_together(
 ) -> AuditResult | None:
     """The third question for the mean `gradient` [n] of several recomputed records, with their `share` of the samples.
 
-    None if there are too few coordinates to say.
+    Its size is taken as it is: of all records it is that of the contribution. None if it stays open.
     """
+    return _judged(uid, epoch, sent, gradient, share, 1.0, audit, zeros=zeros)
+
+
+def _judged(
+    uid: int,
+    epoch: int,
+    sent: Values,
+    gradient: Values,
+    share: float,
+    relative: float,
+    audit: AuditSpec,
+    *,
+    zeros: bool,
+) -> AuditResult | None:
+    if not gradient.any():
+        return None
+    size = inflation(sent, gradient, relative)
+    if size > audit.inflation:
+        return on_contribution(uid, epoch, Finding.INFLATED, size=size)
     lengths = [float(np.linalg.norm(values.astype(np.float64))) for values in (sent, gradient)]
     surplus, n = alignment(sent, gradient, share, zeros=zeros)
     if lengths[0] < NOTHING * share * lengths[1]:  # of these records alone more is left
@@ -253,4 +268,4 @@ def judge_together(
         return None
     else:
         holds_it = surplus >= needed or points_along(sent, gradient, share, audit.alignment)
-    return on_contribution(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus)
+    return on_contribution(uid, epoch, Finding.AGREES if holds_it else Finding.NOT_ITS_WORK, surplus=surplus, size=size)

@@ -1,9 +1,9 @@
 """Recomputing records of one miner, and looking for them in what it put into the average.
 
-A record that agrees but is not found in the contribution is not enough to convict (scoring/contribution.py): then the
-miner's other records are recomputed too, in random order, twice as many each time, until those that were recomputed are
-found together, or all of them are not. That costs little for honest miners, of whom one record in some hundred is not
-found by itself, and up to one miner's work of an epoch for a cheat, once.
+A record that agrees but is not found in the contribution, or is small against it, is not enough to convict
+(scoring/contribution.py): then the miner's other records are recomputed too, in random order, twice as many each time,
+until those that were recomputed are found together, or all of them are not. That costs little for honest miners,
+of whom one record in some hundred is not found by itself, and up to one miner's work of an epoch for a cheat, once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distributed_training.model.layout import Vector
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
 from distributed_training.scoring.contribution import judge_together, judge_work, relative_size
-from distributed_training.scoring.gradient import AuditResult, Finding, judge
+from distributed_training.scoring.gradient import AuditResult, judge
 from template.errors import DataError, StateError
 
 NOWHERE = np.empty(0, dtype=np.int64)
@@ -106,10 +106,10 @@ class Recomputation:
             self._audit,
             zeros=self._zeros,
         )
-        if found is not None and found.finding is Finding.NOT_ITS_WORK:
-            made.doubted = True
-        elif found is not None:
+        if found is not None and found.passed:
             made.work.append(found)
+        elif found is not None:
+            made.doubted = True
 
     async def _together(self, made: _Made) -> None:
         """All that was recomputed, and more of the miner's records until they are found together or are all."""
@@ -147,7 +147,7 @@ class Recomputation:
 
 
 class _Made:
-    """What was found out of one miner so far. `doubted`: some record was not found by itself."""
+    """What was found out of one miner so far. `doubted`: some record alone does not agree with what was sent."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

@@ -20,6 +20,7 @@ from distributed_training.scoring.contribution import (
     check_weight,
     excess,
     judge_sum,
+    judge_together,
     judge_work,
     least_alignment,
     points_along,
@@ -171,6 +172,22 @@ def test_garbage_where_nobody_is_said_to_look_is_seen(cheat: str, finding: Findi
     result = judge_work(1, 2, vector, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False)
     assert result is not None
     assert (result.passed, result.finding) == (False, finding)
+
+
+def test_all_records_together_are_as_large_as_the_contribution() -> None:
+    """However small one of them is: then nothing but what was sent besides can make it larger."""
+    gradients, _ = work(3, 16, 0.0)
+    gradients[0] *= 0.02
+    mean = gradients.mean(axis=0)
+    alone = judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False)
+    whole = judge_together(1, 2, mean, mean, 1.0, AUDIT, zeros=False)
+    larger = judge_together(1, 2, 1.1 * AUDIT.inflation * mean, mean, 1.0, AUDIT, zeros=False)
+    assert alone is not None
+    assert whole is not None
+    assert larger is not None
+    assert (alone.finding, whole.finding, larger.finding) == (Finding.INFLATED, Finding.AGREES, Finding.INFLATED)
+    assert whole.inflation == pytest.approx(1)
+    assert judge_together(1, 2, 0 * mean, 0 * mean, 1.0, AUDIT, zeros=False) is None
 
 
 def test_too_few_coordinates_decide_nothing() -> None:

@@ -142,6 +142,15 @@ async def test_honest_contributions_agree_with_their_records(tmp_path: Path, cod
             assert seen[uid].steps.samples > 0
 
 
+async def test_one_record_that_is_small_convicts_nobody(tmp_path: Path) -> None:
+    """What all records add up to is as large as what was sent, whatever a single one says of it."""
+    strict = dataclasses.replace(SHOWN, inflation=1.001)
+    for seen in await epochs(tmp_path, count=3, audit=strict):
+        assert [failed(seen[uid]) for uid in (1, 2, 3)] == [set()] * 3
+        sizes = [audit.inflation for uid in (1, 2, 3) for audit in seen[uid].audits if audit.inflation is not None]
+        assert max(sizes) <= strict.inflation
+
+
 async def test_with_overlap_they_agree_as_well(tmp_path: Path) -> None:
     """Contribution and records are set aside together."""
     overlap = dataclasses.replace(EPOCH, overlap=True)
