@@ -293,7 +293,8 @@ def excluded(net: Subnet) -> list[tuple[int, int, int]]:
 
 async def test_who_refuses_rounds_is_excluded_for_longer_and_longer(tmp_path: Path) -> None:
     """Its own check finds that it has nothing sound to give: each time an attempt is lost."""
-    async with subnet(tmp_path, miners=4, attached=False) as net:
+    short = dataclasses.replace(AVERAGING, connect_seconds=3)
+    async with subnet(tmp_path, miners=4, attached=False, averaging=short) as net:
         validator = await attached(net)
         net.neurons[4].engine.__class__ = NotFinite
         await epochs(net, validator, 3)
@@ -303,7 +304,8 @@ async def test_who_refuses_rounds_is_excluded_for_longer_and_longer(tmp_path: Pa
 
 async def test_an_excuse_does_not_hold_for_ever(tmp_path: Path) -> None:
     """Busy now and then is nobody's fault; busy whenever it is asked keeps everybody waiting."""
-    async with subnet(tmp_path, miners=4, attached=False) as net:
+    short = dataclasses.replace(AVERAGING, connect_seconds=3)
+    async with subnet(tmp_path, miners=4, attached=False, averaging=short) as net:
         validator = await attached(net)
         async with net.neurons[4].turn:
             await epochs(net, validator, EPOCH.attempts)
