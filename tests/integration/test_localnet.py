@@ -15,6 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from distributed_training.explain.__main__ import main as explain
+from distributed_training.localnet.__main__ import main
 from tests.integration.subnet import ROOT, TINY
 
 LOCALNET = [sys.executable, "-m", "distributed_training.localnet"]
@@ -107,14 +108,24 @@ def test_an_interrupt_stops_every_process(tmp_path: Path) -> None:
         (["--miners", "3", "--adversary", "nan", "--contest", "none.toml"], "--contest needs 3 honest miners"),
     ],
 )
-def test_a_wrong_argument_ends_with_one_clear_line(tmp_path: Path, arguments: list[str], remedy: str) -> None:
+def test_a_wrong_argument_ends_with_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], remedy: str
+) -> None:
     """Status 2, one line that says what to do, nothing created."""
-    command = [*LOCALNET, "--folder", str(tmp_path / "net"), *arguments]
+    assert main(["--folder", str(tmp_path / "net"), *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert remedy in told.err.replace("\n", " ")
+    assert "Traceback" not in told.err
+    assert not (tmp_path / "net").exists()
+
+
+def test_the_program_ends_with_that_status(tmp_path: Path) -> None:
+    """As it is called by scripts/localnet."""
+    command = [*LOCALNET, "--folder", str(tmp_path / "net"), "--miners", "0"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout) == (2, "")
-    assert remedy in done.stderr.replace("\n", " ")
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "net").exists()
+    assert "--miners" in done.stderr
 
 
 @pytest.mark.integration
