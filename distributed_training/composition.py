@@ -44,7 +44,6 @@ from distributed_training.protocol import MAX_GROUP, PeerBinding
 from distributed_training.run import RunSpec, load_run
 from distributed_training.settings import Settings, ValidatorConfig
 from distributed_training.validator.audits import AuditDesk
-from distributed_training.validator.exhibits import PeerExhibits
 from distributed_training.validator.lead import RoundLeader
 from distributed_training.validator.memory import MemoryFile, Remembered
 from distributed_training.validator.paymaster import Paymaster
@@ -52,6 +51,7 @@ from distributed_training.validator.publisher import Publisher
 from distributed_training.validator.replays import ReplayDesk
 from distributed_training.validator.report_desk import KEPT_EPOCHS, ReportDesk
 from distributed_training.validator.report_file import ReportFile
+from distributed_training.validator.shown_states import PeerStates
 from distributed_training.validator.validator import Validator
 from distributed_training.validator.watch import watching
 from template.chain.connect import connect
@@ -234,7 +234,7 @@ def _replay_desk(parts: Parts, auditor: Auditor) -> ReplayDesk | None:
     replay = base.spec.audit.replay
     if replay is None:
         return None
-    exhibits = PeerExhibits(
+    states = PeerStates(
         transport=network.peer,
         binding=network.binding,
         run_id=base.spec.run_id,
@@ -251,7 +251,7 @@ def _replay_desk(parts: Parts, auditor: Auditor) -> ReplayDesk | None:
         auditor=auditor,
         worker=parts.training.worker,
         dendrite=network.dendrite,
-        exhibits=exhibits,
+        states=states,
         telemetry=base.telemetry,
         clock=base.clock,
         rng=random.SystemRandom(),

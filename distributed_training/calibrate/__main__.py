@@ -12,7 +12,6 @@ any honest machine as the rounding goes, and little is added.
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 import statistics
 import sys
@@ -48,6 +47,7 @@ from distributed_training.scoring.sampling import audit_rate
 from template.config import HelpRequested, option, parse
 from template.console import print_error, print_text
 from template.errors import ConfigurationError, SubnetError
+from template.files import replace_file
 
 LOOKED_AT = 4  # micro-batches, for the samples of a usual one
 AUDITED = 16  # miners in the table of detection power
@@ -287,10 +287,8 @@ def write(path: Path, file: bytes, found: Limits) -> Path:
     beside = path.with_suffix(".calibration.json")
     try:
         text = updated(path.read_text(), found, file)
-        partial = path.with_suffix(".partial")
-        beside.write_bytes(file)
-        partial.write_text(text)
-        os.replace(partial, path)
+        replace_file(beside, file)
+        replace_file(path, text.encode())
     except OSError as error:
         raise ConfigurationError(f"{error.filename}: {error.strerror}") from error
     return beside

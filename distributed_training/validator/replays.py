@@ -55,9 +55,9 @@ from distributed_training.scoring.replay import (
     other_moved,
 )
 from distributed_training.strategies.base import LocalState
-from distributed_training.validator.exhibits import Exhibits
 from distributed_training.validator.inquiry import EpochSeen, Report
 from distributed_training.validator.recomputation import claimed_batch
+from distributed_training.validator.shown_states import ShownStates
 from template.clock import Clock
 from template.errors import AveragingError, StateError
 from template.telemetry import Telemetry
@@ -107,7 +107,7 @@ class ReplayDesk:
         auditor: Auditor,
         worker: TrainingWorker,
         dendrite: Dendrite,
-        exhibits: Exhibits,
+        states: ShownStates,
         telemetry: Telemetry,
         clock: Clock,
         rng: random.Random,
@@ -120,7 +120,7 @@ class ReplayDesk:
         self._auditor = auditor
         self._worker = worker
         self._dendrite = dendrite
-        self._exhibits = exhibits
+        self._states = states
         self._clock = clock
         self._rng = rng
         self._fresh: tuple[int, Sequence[MicroBatch]] | None = None  # of that epoch, the same for all miners
@@ -238,7 +238,7 @@ class ReplayDesk:
         while True:
             started = self._clock.monotonic()
             try:
-                state = await self._exhibits.show(target.uid, seen.peers[target.uid], mark)
+                state = await self._states.show(target.uid, seen.peers[target.uid], mark)
             except (AveragingError, StateError) as error:
                 reason = str(error)
             else:

@@ -31,8 +31,8 @@ from distributed_training.scoring.combine import Evidence
 from distributed_training.scoring.gradient import Finding
 from distributed_training.validator import replays
 from distributed_training.validator.audits import AuditDesk, EpochSeen
-from distributed_training.validator.exhibits import PeerExhibits
 from distributed_training.validator.replays import ReplayDesk
+from distributed_training.validator.shown_states import PeerStates
 from template.clock import SystemClock
 from tests.engine import tiny
 from tests.roles import AUDIT, AVERAGING, Subnet, run_spec, serving, subnet
@@ -193,7 +193,7 @@ class Court:
 def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:
     neuron = net.neurons[0]
     auditor = Auditor(net.spec, net.loader.tokenizer.vocab_size)
-    exhibits = PeerExhibits(
+    states = PeerStates(
         transport=neuron.transport,
         binding=neuron.node.binding,
         run_id=net.spec.run_id,
@@ -214,7 +214,7 @@ def desk_of(net: Subnet, replay: ReplaySpec, seed: int) -> AuditDesk:
     }
     shared["rng"] = random.Random(seed)
     return AuditDesk(
-        replays=ReplayDesk(replay=replay, exhibits=exhibits, **shared),
+        replays=ReplayDesk(replay=replay, states=states, **shared),
         exhibits=WireExhibits(neuron.transport, SystemClock()),
         in_time=lambda epoch: neuron.engine.epoch <= epoch + 1,
         **shared,

@@ -6,7 +6,6 @@ there is the place's own matter.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import httpx
 
 from template.clock import Clock, SystemClock
 from template.errors import HubUnavailable, SubmissionRefused
+from template.files import replace_file
 
 SECONDS = 20.0  # for one reveal
 
@@ -45,11 +45,8 @@ class FolderPlace:
 
     def put(self, round_number: int, hotkey: str, text: str) -> None:
         path = self._path(round_number, hotkey)
-        partial = path.with_suffix(".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text)
-            os.replace(partial, path)
+            replace_file(path, text.encode())
         except OSError as error:
             raise HubUnavailable(f"a reveal cannot be written to {path}: {error}") from error
 

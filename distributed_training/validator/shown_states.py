@@ -21,7 +21,7 @@ SHOWN = "shown-"  # prefix of the folders that states are received in
 ONCE = DownloadConfig(sources=1)
 
 
-class Exhibits(Protocol):
+class ShownStates(Protocol):
     """Where states come from that miners have committed to."""
 
     async def show(self, uid: int, peer: PeerBinding, mark: Mark) -> State:
@@ -33,7 +33,7 @@ class Exhibits(Protocol):
 
 
 @dataclass(frozen=True)
-class PeerExhibits:
+class PeerStates:
     """From the miner itself. What is asked for has a known size, and each piece is checked when it arrives."""
 
     transport: Transport
