@@ -66,6 +66,29 @@ class Put:
     weight: float
 
 
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Recomputed records of one miner: samples and gradient [n] of each, at the validator's own coordinates."""
+
+    each: Sequence[tuple[int, Values]]
+
+    @property
+    def samples(self) -> int:
+        return sum(samples for samples, _ in self.each)
+
+    @property
+    def mean(self) -> Values:
+        """By samples."""
+        parts = (samples / self.samples * gradient.astype(np.float64) for samples, gradient in self.each)
+        return np.asarray(sum(parts), dtype=np.float32)
+
+    @property
+    def usual(self) -> float:
+        """The mean of their lengths, by samples."""
+        lengths = (samples * float(np.linalg.norm(gradient.astype(np.float64))) for samples, gradient in self.each)
+        return math.fsum(lengths) / self.samples
+
+
 def unexplained(average: Values, put: Sequence[Put]) -> NDArray[np.int64]:
     """Where an average without codec or clipping is not what all contributors' records add up to.
 
@@ -231,17 +254,19 @@ def judge_work(
     """
     if relative < USUAL:
         return None
-    return _judged(uid, epoch, sent, gradient, share, relative, audit, zeros=zeros)
+    size = inflation(sent, gradient, relative)
+    return _judged(uid, epoch, sent, gradient, share, size, audit, zeros=zeros)
 
 
 def judge_together(
-    uid: int, epoch: int, sent: Values, gradient: Values, share: float, audit: AuditSpec, *, zeros: bool
+    uid: int, epoch: int, sent: Values, gradients: Gradients, share: float, audit: AuditSpec, *, zeros: bool
 ) -> AuditResult | None:
-    """The third question for the mean `gradient` [n] of several recomputed records, with their `share` of the samples.
+    """The third question for several recomputed records, with their `share` of the samples; None if it stays open.
 
-    Its size is taken as it is: of all records it is that of the contribution. None if it stays open.
+    How large a usual gradient is, they say themselves: of all of them no mean is larger.
     """
-    return _judged(uid, epoch, sent, gradient, share, 1.0, audit, zeros=zeros)
+    size = float(np.linalg.norm(sent.astype(np.float64))) / gradients.usual if gradients.usual else math.inf
+    return _judged(uid, epoch, sent, gradients.mean, share, size, audit, zeros=zeros)
 
 
 def _judged(
@@ -250,14 +275,13 @@ def _judged(
     sent: Values,
     gradient: Values,
     share: float,
-    relative: float,
+    size: float,
     audit: AuditSpec,
     *,
     zeros: bool,
 ) -> AuditResult | None:
     if not gradient.any():
         return None
-    size = inflation(sent, gradient, relative)
     if size > audit.inflation:
         return on_contribution(uid, epoch, Finding.INFLATED, size=size)
     lengths = [float(np.linalg.norm(values.astype(np.float64))) for values in (sent, gradient)]

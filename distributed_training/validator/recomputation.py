@@ -24,7 +24,7 @@ from distributed_training.engine.worker import TrainingWorker
 from distributed_training.model.layout import Vector
 from distributed_training.protocol import Record
 from distributed_training.run import RunSpec
-from distributed_training.scoring.contribution import judge_together, judge_work, relative_size
+from distributed_training.scoring.contribution import Gradients, judge_together, judge_work, relative_size
 from distributed_training.scoring.gradient import AuditResult, judge
 from template.errors import DataError, StateError
 
@@ -119,7 +119,7 @@ class Recomputation:
         self._rng.shuffle(left)
         while not made.failed:
             found = judge_together(
-                subject.uid, subject.epoch, sent, made.mean, made.share, self._audit, zeros=self._zeros
+                subject.uid, subject.epoch, sent, made.together, made.share, self._audit, zeros=self._zeros
             )
             if found is None:
                 return
@@ -172,11 +172,9 @@ class _Made:
     @property
     def share(self) -> float:
         """Of those, what was recomputed."""
-        return sum(samples for samples, _ in self.gradients.values()) / self.samples
+        return self.together.samples / self.samples
 
     @property
-    def mean(self) -> NDArray[np.float32]:
-        """The gradient [n] of what was recomputed."""
-        total = sum(samples for samples, _ in self.gradients.values())
-        weighted = sum(samples / total * gradient.astype(np.float64) for samples, gradient in self.gradients.values())
-        return np.asarray(weighted, dtype=np.float32)
+    def together(self) -> Gradients:
+        """All that was recomputed."""
+        return Gradients(tuple(self.gradients.values()))

@@ -15,6 +15,7 @@ from distributed_training.averaging.codecs.errors import error_bounds
 from distributed_training.protocol import Record
 from distributed_training.scoring.contribution import (
     HONEST,
+    Gradients,
     Sent,
     alignment,
     check_weight,
@@ -174,20 +175,32 @@ def test_garbage_where_nobody_is_said_to_look_is_seen(cheat: str, finding: Findi
     assert (result.passed, result.finding) == (False, finding)
 
 
-def test_all_records_together_are_as_large_as_the_contribution() -> None:
-    """However small one of them is: then nothing but what was sent besides can make it larger."""
+def test_no_mean_is_larger_than_all_records_together_say() -> None:
+    """However small one of them is; then nothing but what was sent besides can make it larger."""
     gradients, _ = work(3, 16, 0.0)
-    gradients[0] *= 0.02
+    gradients[0] *= 0.001
     mean = gradients.mean(axis=0)
+    everything = Gradients([(4, gradient) for gradient in gradients])
+    np.testing.assert_allclose(everything.mean, mean, rtol=1e-4, atol=1e-6 * float(np.abs(mean).max()))
+    assert np.linalg.norm(mean) < everything.usual
     alone = judge_work(1, 2, mean, gradients[0], 1 / 16, 1.0, AUDIT, zeros=False)
-    whole = judge_together(1, 2, mean, mean, 1.0, AUDIT, zeros=False)
-    larger = judge_together(1, 2, 1.1 * AUDIT.inflation * mean, mean, 1.0, AUDIT, zeros=False)
+    whole = judge_together(1, 2, mean, everything, 1.0, AUDIT, zeros=False)
+    much = 1.1 * AUDIT.inflation * everything.usual / float(np.linalg.norm(mean))
+    larger = judge_together(1, 2, np.float32(much) * mean, everything, 1.0, AUDIT, zeros=False)
     assert alone is not None
     assert whole is not None
     assert larger is not None
     assert (alone.finding, whole.finding, larger.finding) == (Finding.INFLATED, Finding.AGREES, Finding.INFLATED)
-    assert whole.inflation == pytest.approx(1)
-    assert judge_together(1, 2, 0 * mean, 0 * mean, 1.0, AUDIT, zeros=False) is None
+    assert larger.inflation == pytest.approx(1.1 * AUDIT.inflation)
+    nothing = Gradients([(4, 0 * mean)])
+    assert judge_together(1, 2, 0 * mean, nothing, 1.0, AUDIT, zeros=False) is None
+
+
+def test_gradients_count_by_samples() -> None:
+    """A record of three samples has the say of three."""
+    one, other = np.array([4.0, 0.0], np.float32), np.array([0.0, 8.0], np.float32)
+    both = Gradients([(3, one), (1, other)])
+    assert (both.samples, both.mean.tolist(), both.usual) == (4, [3.0, 2.0], 5.0)
 
 
 def test_too_few_coordinates_decide_nothing() -> None:
