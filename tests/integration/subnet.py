@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from distributed_training.localnet.network import Network, open_network
 from distributed_training.localnet.processes import Command, Processes
@@ -15,6 +17,17 @@ from distributed_training.localnet.tail import Tail
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "fixtures" / "tiny.toml"
+
+
+def told(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """All events of a kind in the neurons' logs."""
+    logs = [path.read_text().splitlines() for path in sorted(folder.glob("*/events.jsonl"))]
+    return [event for log in logs for event in map(json.loads, log) if event["kind"] == kind]
+
+
+def failed_audits(folder: Path) -> list[dict[str, Any]]:
+    """In a subnet of honest miners there is none."""
+    return [event for event in told(folder, "Audited") if not event["passed"]]
 
 
 class Subnet:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from distributed_training.explain.__main__ import main as explain
-from tests.integration.subnet import TINY
+from tests.integration.subnet import TINY, told
 from tests.integration.test_localnet import localnet
 
 STRATEGY = '[strategy]\nname = "diloco"\n\n[data]\n'
@@ -30,12 +28,6 @@ def run_file(folder: Path) -> Path:
     path = folder / "diloco.toml"
     path.write_text(text)
     return path
-
-
-def told(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """All events of a kind in the neurons' logs."""
-    logs = [path.read_text().splitlines() for path in sorted(folder.glob("*/events.jsonl"))]
-    return [event for log in logs for event in map(json.loads, log) if event["kind"] == kind]
 
 
 @pytest.mark.integration

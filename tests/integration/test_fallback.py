@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.subnet import Subnet
+from tests.integration.subnet import Subnet, failed_audits
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -41,3 +41,4 @@ def test_miners_go_on_without_validators_and_one_that_comes_back_leads_again(tmp
         subnet.wait_for_epoch(back + 1, "validator-1", *MINERS)
         assert at_one_state(subnet), subnet.state()
         assert set(subnet.died()) <= {"validator-1", "validator-2"}, subnet.state()
+    assert not failed_audits(tmp_path / "net")

@@ -11,7 +11,7 @@ import pytest
 from distributed_training import schedule
 from distributed_training.localnet.processes import Command
 from distributed_training.run import load_run
-from tests.integration.subnet import TINY, Subnet
+from tests.integration.subnet import TINY, Subnet, failed_audits
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -62,6 +62,7 @@ def test_killed_neurons_cost_at_most_an_attempt_and_come_back(tmp_path: Path) ->
         # Epochs of less than a second, and a miner that has just died is waited for: that is told, and no fault here.
         faults = [f for f in faults if "audits cannot keep up" not in f]
         assert not faults, subnet.state()
+    assert not failed_audits(tmp_path / "net")
 
 
 def _next_leader(subnet: Subnet) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distributed_training.explain.__main__ import main
-from tests.integration.subnet import TINY, Subnet
+from tests.integration.subnet import TINY, Subnet, failed_audits
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -37,5 +37,6 @@ def test_the_last_validator_leads_and_pays_alone(tmp_path: Path, capsys: pytest.
         assert len(judged[last]["reasons"]) >= 3
         assert all(judged[layout.uids[name]]["silent"] for name in ("validator-1", "validator-2"))
         assert not subnet.died(), subnet.state()
+    assert not failed_audits(tmp_path / "net")
     assert main(["--evidence", str(kept)]) == 0
     assert main(["--replay", str(subnet.commands["validator-3"].events)]) == 0

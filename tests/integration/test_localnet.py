@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from distributed_training.explain.__main__ import main as explain
 from distributed_training.localnet.__main__ import main
-from tests.integration.subnet import ROOT, TINY
+from tests.integration.subnet import ROOT, TINY, failed_audits
 
 LOCALNET = [sys.executable, "-m", "distributed_training.localnet"]
 
@@ -48,6 +48,7 @@ def test_a_whole_subnet_trains_and_pays_and_goes_on_later(tmp_path: Path) -> Non
     done, summary = localnet(tmp_path / "net", "--miners", "2", "--validators", "2", "--epochs", "2", seconds=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (summary["first_epoch"], summary["rounds_completed"]) == (4, 2)
+    assert not failed_audits(tmp_path / "net")
     logs = [str(tmp_path / "net" / name / "events.jsonl") for name in ("validator-1", "validator-2")]
     assert explain(["--replay", *logs]) == explain(["--uid", "3", *logs]) == 0
 
