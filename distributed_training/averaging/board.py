@@ -219,10 +219,6 @@ class Board:
     def ring(self) -> None:
         self._bell.set()
 
-    async def ring_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        self._bell.set()
-
     async def until(self, done: Callable[[], bool], deadline: float, hopeless: Callable[[], bool]) -> bool:
         """Wait for `done`; False once the deadline (of time.monotonic) has passed or `hopeless` holds.
 

@@ -465,7 +465,7 @@ class Round:
             return
         link.lost_at = time.monotonic()
         self._board.fail(link.member.uid, "voter", reason)
-        self._board.spawn(self._board.ring_after(self._config.settle_seconds / 2))
+        self._board.spawn(asyncio.sleep(self._config.settle_seconds / 2))  # its end rings, as that of any task
 
     async def _ask_again(self, link: Link) -> None:
         """Hear why it left, if it still runs; the round's end ends this, and the suspicion stands."""

@@ -66,6 +66,11 @@ class Put:
     weight: float
 
 
+def _length(values: Values) -> float:
+    """In float64: squares of float32 values overflow."""
+    return float(np.linalg.norm(values.astype(np.float64)))
+
+
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """Recomputed records of one miner: samples and gradient [n] of each, at the validator's own coordinates."""
@@ -79,14 +84,14 @@ class Gradients:
     @property
     def mean(self) -> Values:
         """By samples."""
-        parts = (samples / self.samples * gradient.astype(np.float64) for samples, gradient in self.each)
+        total = self.samples
+        parts = (samples / total * gradient.astype(np.float64) for samples, gradient in self.each)
         return np.asarray(sum(parts), dtype=np.float32)
 
     @property
     def usual(self) -> float:
         """The mean of their lengths, by samples."""
-        lengths = (samples * float(np.linalg.norm(gradient.astype(np.float64))) for samples, gradient in self.each)
-        return math.fsum(lengths) / self.samples
+        return math.fsum(samples * _length(gradient) for samples, gradient in self.each) / self.samples
 
 
 def unexplained(average: Values, put: Sequence[Put]) -> NDArray[np.int64]:
@@ -229,8 +234,8 @@ def relative_size(record: Record, records: Sequence[Record]) -> float:
 
 def inflation(sent: Values, gradient: Values, relative: float) -> float:
     """How large a contribution is against a usual gradient, which is `gradient` over its relative size; [n] both."""
-    length = float(np.linalg.norm(gradient.astype(np.float64)))
-    return float(np.linalg.norm(sent.astype(np.float64))) / length * relative if length else math.inf
+    length = _length(gradient)
+    return _length(sent) / length * relative if length else math.inf
 
 
 def judge_work(
@@ -265,7 +270,8 @@ def judge_together(
 
     How large a usual gradient is, they say themselves: of all of them no mean is larger.
     """
-    size = float(np.linalg.norm(sent.astype(np.float64))) / gradients.usual if gradients.usual else math.inf
+    usual = gradients.usual
+    size = _length(sent) / usual if usual else math.inf
     return _judged(uid, epoch, sent, gradients.mean, share, size, audit, zeros=zeros)
 
 
@@ -284,9 +290,8 @@ def _judged(
         return None
     if size > audit.inflation:
         return on_contribution(uid, epoch, Finding.INFLATED, size=size)
-    lengths = [float(np.linalg.norm(values.astype(np.float64))) for values in (sent, gradient)]
     surplus, n = alignment(sent, gradient, share, zeros=zeros)
-    if lengths[0] < NOTHING * share * lengths[1]:  # of these records alone more is left
+    if _length(sent) < NOTHING * share * _length(gradient):  # of these records alone more is left
         holds_it = False
     elif (needed := max(audit.alignment, least_alignment(n, share))) > HONEST:
         return None

@@ -101,7 +101,7 @@ async def test_nobody_is_refused_by_an_old_view(wire: Wire, handlers: Handlers, 
 
 
 async def test_only_what_the_view_decides_is_looked_at_again(wire: Wire, handlers: Handlers) -> None:
-    """Somebody who repeats himself, or forges, does not make this neuron ask the chain."""
+    """Somebody who is of another run, or signs nothing, does not make this neuron ask the chain."""
     directory = Register()
     async with wire.serving(axon_of(handlers, directory=directory)) as target:
         assert (await ask(wire, target, Ping(run_id="other-run", number=1))).reason == "wrong_run"
